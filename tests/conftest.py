@@ -1,0 +1,13 @@
+import os
+
+import torch
+from hypothesis import HealthCheck, settings
+
+# Tests are small: threads cost more than they give, above all on a shared machine.
+torch.set_num_threads(1)
+
+settings.register_profile(
+    "ci", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile("dev", deadline=None)
+settings.load_profile("ci" if os.environ.get("CI") else "dev")
