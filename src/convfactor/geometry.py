@@ -1,0 +1,146 @@
+"""The integers of a convolution."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor, nn
+
+Pair = tuple[int, int]
+PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
+
+
+def pair(value: int | Sequence[int], name: str, least: int = 1) -> Pair:
+    """Read an int, or two of them, as torch's convolutions do.
+
+    Args:
+        value: One int for both sides, or (vertical, horizontal).
+        name: The argument's name, for the error.
+        least: Smallest value allowed.
+
+    Raises:
+        ValueError: ``value`` is neither, or is smaller than ``least``.
+    """
+    values = (value, value) if isinstance(value, int) else tuple(value)
+    if len(values) == 1:
+        values = values * 2
+    if len(values) != 2 or any(not isinstance(v, int) or v < least for v in values):
+        raise ValueError(f"{name} must be an int >= {least} or a pair of them, got {value!r}")
+    return values
+
+
+@dataclass(frozen=True)
+class ConvGeometry:
+    """Shape and placement of one 2-D convolution, hashable and without weights.
+
+    Attributes:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        kernel_size: Taps (vertical, horizontal).
+        stride: Step of the output grid in input pixels.
+        padding: Pixels added (left, right, top, bottom), the order of ``F.pad``.
+        dilation: Distance of neighbouring taps in input pixels.
+        groups: Number of groups.
+        padding_mode: What the added pixels hold, as ``nn.Conv2d`` names it.
+    """
+
+    in_channels: int
+    out_channels: int
+    kernel_size: Pair
+    stride: Pair = (1, 1)
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
+    dilation: Pair = (1, 1)
+    groups: int = 1
+    padding_mode: PaddingMode = "zeros"
+
+    @classmethod
+    def from_conv(cls, conv: nn.Conv2d) -> ConvGeometry:
+        """Read the geometry of a module."""
+        return cls.from_weight(
+            conv.weight,
+            stride=conv.stride,
+            padding=conv.padding,
+            dilation=conv.dilation,
+            groups=conv.groups,
+            padding_mode=conv.padding_mode,
+        )
+
+    @classmethod
+    def from_weight(
+        cls,
+        weight: Tensor,
+        *,
+        stride: int | Sequence[int] = 1,
+        padding: str | int | Sequence[int] = 0,
+        dilation: int | Sequence[int] = 1,
+        groups: int = 1,
+        padding_mode: PaddingMode = "zeros",
+    ) -> ConvGeometry:
+        """Read the geometry of a functional call ``F.conv2d(x, weight, ...)``.
+
+        Args:
+            weight: (C_out, C_in/groups, kH, kW).
+            stride: As in ``F.conv2d``.
+            padding: As in ``F.conv2d``; "same" puts an odd pixel to the right and bottom.
+            dilation: As in ``F.conv2d``.
+            groups: As in ``F.conv2d``.
+            padding_mode: As in ``nn.Conv2d``.
+
+        Raises:
+            ValueError: An argument that torch's convolution would not accept either.
+        """
+        out_channels, in_per_group, height, width = weight.shape
+        dilation = pair(dilation, "dilation")
+        if padding == "same":
+            total = [d * (k - 1) for d, k in zip(dilation, (height, width), strict=True)]
+            top, left = (t // 2 for t in total)
+            pads = (left, total[1] - left, top, total[0] - top)
+        elif padding == "valid":
+            pads = (0, 0, 0, 0)
+        elif isinstance(padding, str):
+            raise ValueError(f"padding must be an int, a pair, 'same' or 'valid', got {padding!r}")
+        else:
+            vertical, horizontal = pair(padding, "padding", least=0)
+            pads = (horizontal, horizontal, vertical, vertical)
+        return cls(
+            in_channels=in_per_group * groups,
+            out_channels=out_channels,
+            kernel_size=(height, width),
+            stride=pair(stride, "stride"),
+            padding=pads,
+            dilation=dilation,
+            groups=groups,
+            padding_mode=padding_mode,
+        )
+
+    @property
+    def weight_shape(self) -> tuple[int, int, int, int]:
+        """Shape of the weight, (C_out, C_in/groups, kH, kW)."""
+        return (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
+
+    @property
+    def is_depthwise(self) -> bool:
+        """Whether every group reads one channel and writes one."""
+        return self.groups == self.in_channels == self.out_channels
+
+    @property
+    def extent(self) -> Pair:
+        """Input pixels from the first to the last tap, per side."""
+        (height, width), (dy, dx) = self.kernel_size, self.dilation
+        return (height - 1) * dy + 1, (width - 1) * dx + 1
+
+    @property
+    def macs(self) -> int:
+        """Multiplies per output pixel."""
+        out_channels, in_per_group, height, width = self.weight_shape
+        return out_channels * in_per_group * height * width
+
+    def output_size(self, height: int, width: int) -> Pair:
+        """Output height and width for an input of the given height and width."""
+        left, right, top, bottom = self.padding
+        return (
+            (height + top + bottom - self.extent[0]) // self.stride[0] + 1,
+            (width + left + right - self.extent[1]) // self.stride[1] + 1,
+        )
