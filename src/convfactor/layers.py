@@ -1,0 +1,329 @@
+"""The drop-in module that runs a cascade in place of a convolution."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from convfactor.cascade import Cascade, Structure
+from convfactor.geometry import ConvGeometry
+
+
+class Factorized(Protocol):
+    """What a factorization hands to a layer."""
+
+    @property
+    def cascade(self) -> Cascade:
+        """The cascade that replaces the kernel."""
+
+    @property
+    def bias_shift(self) -> Tensor:
+        """Change of the bias, (C_out,)."""
+
+
+class CascadeConv2d(nn.Module):
+    """Run a cascade in place of one ``nn.Conv2d``: same call, same output size, exact borders.
+
+    The input is padded once by the original amount in the original mode; then it is extended with
+    zeros, or cropped, to the cascade's span, and every stage runs unpadded. Zeros that a stage can
+    add by itself are left to it, which saves a copy of the input: the hidden stages have no bias,
+    so a window of zeros stays zero and its padding may as well be added behind the stage.
+
+    The stages are plain ``nn.Conv2d`` in ``stages``; the bias belongs to the last one. The other
+    attributes are named as in ``nn.Conv2d`` and tell the original's integers, except that an
+    unequal ``padding`` reads (left, right, top, bottom).
+
+    Args:
+        geometry: The convolution to stand in for.
+        structure: Its cascade, without weights.
+        bias: Whether the last stage has a bias.
+        memory_format: Format in which the stages run; None takes that of the input and the
+            weights, as torch does.
+        output_format: Format of the output where the stages run in another one; None takes the
+            input's, as a convolution with a contiguous weight does.
+        device: Device of the parameters.
+        dtype: Dtype of the parameters.
+
+    Raises:
+        ValueError: ``structure`` does not fit ``geometry``, or a format is not one of images.
+    """
+
+    def __init__(
+        self,
+        geometry: ConvGeometry,
+        structure: Structure,
+        bias: bool = True,
+        memory_format: torch.memory_format | None = None,
+        output_format: torch.memory_format | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """Build the stages with torch's random start values."""
+        super().__init__()
+        _check(geometry, structure)
+        for name, value in (("memory_format", memory_format), ("output_format", output_format)):
+            if value not in (None, torch.contiguous_format, torch.channels_last):
+                raise ValueError(
+                    f"{name} must be None, torch.contiguous_format or torch.channels_last, "
+                    f"got {value}"
+                )
+        self.geometry = geometry
+        self.structure = structure
+        self.memory_format = memory_format
+        self.output_format = output_format
+
+        left, right, top, bottom = geometry.padding
+        self.in_channels = geometry.in_channels
+        self.out_channels = geometry.out_channels
+        self.kernel_size = geometry.kernel_size
+        self.stride = geometry.stride
+        self.padding = (top, left) if (top, left) == (bottom, right) else geometry.padding
+        self.dilation = geometry.dilation
+        self.groups = geometry.groups
+        self.padding_mode = geometry.padding_mode
+
+        vertical, horizontal = _extension(geometry, structure)
+        if geometry.padding_mode == "zeros":
+            vertical = (vertical[0] + top, vertical[1] + bottom)
+            horizontal = (horizontal[0] + left, horizontal[1] + right)
+        rows = _share(vertical, structure, axis=0)
+        cols = _share(horizontal, structure, axis=1)
+        zeros = ((0, 0) if cols else horizontal) + ((0, 0) if rows else vertical)
+        extend, crop = [max(n, 0) for n in zeros], [min(n, 0) for n in zeros]
+        # In this order: what is cropped may reach into what is added.
+        self._zeros = [amounts for amounts in (extend, crop) if any(amounts)]
+        none = [0] * len(structure.stages)
+        self.stages = nn.Sequential(
+            *(
+                nn.Conv2d(
+                    stage.in_channels,
+                    stage.out_channels,
+                    stage.kernel_size,
+                    stage.stride,
+                    padding,
+                    stage.dilation,
+                    stage.groups,
+                    bias=bias and i == len(structure.stages) - 1,
+                    device=device,
+                    dtype=dtype,
+                )
+                for i, (stage, padding) in enumerate(
+                    zip(structure.stages, zip(rows or none, cols or none, strict=True), strict=True)
+                )
+            )
+        )
+        weight_format = output_format if memory_format is None else memory_format
+        if weight_format is not None:
+            for conv in _convolutions(self.stages):
+                data = conv.weight.detach().to(memory_format=weight_format)
+                conv.weight = nn.Parameter(data)
+
+    @classmethod
+    def from_conv(
+        cls,
+        conv: nn.Conv2d,
+        f: Cascade | Factorized,
+        memory_format: torch.memory_format | None = None,
+    ) -> CascadeConv2d:
+        """Build the layer that replaces a module, with its dtype, device and flags.
+
+        Args:
+            conv: The original.
+            f: Its cascade, or its factorization, whose ``bias_shift`` goes into the bias.
+            memory_format: Format in which the stages run; None leaves it to torch.
+
+        Raises:
+            TypeError: ``conv`` is not an ``nn.Conv2d``.
+            ValueError: The cascade does not fit ``conv``.
+        """
+        if not isinstance(conv, nn.Conv2d):
+            raise TypeError(f"conv must be an nn.Conv2d, got {type(conv).__name__}")
+        geometry = ConvGeometry.from_conv(conv)
+        layer = cls.from_weight(conv.weight, conv.bias, f, geometry, memory_format)
+        return layer.train(conv.training)
+
+    @classmethod
+    def from_weight(
+        cls,
+        weight: Tensor,
+        bias: Tensor | None,
+        f: Cascade | Factorized,
+        geometry: ConvGeometry,
+        memory_format: torch.memory_format | None = None,
+    ) -> CascadeConv2d:
+        """Build the layer that replaces a functional call ``F.conv2d(x, weight, bias, ...)``.
+
+        Args:
+            weight: The original weight, (C_out, C_in/groups, kH, kW); its dtype, device,
+                ``requires_grad`` and memory format are taken over, its values are not read.
+            bias: The original bias, (C_out,), or None.
+            f: The cascade, or the factorization, whose ``bias_shift`` goes into the bias.
+            geometry: The call's geometry.
+            memory_format: Format in which the stages run; None leaves it to torch.
+
+        Raises:
+            ValueError: The cascade does not fit ``geometry``.
+        """
+        cascade = f if isinstance(f, Cascade) else f.cascade
+        trains = weight.requires_grad if bias is None else bias.requires_grad
+        if not isinstance(f, Cascade):
+            shift = f.bias_shift.detach()
+            if bias is not None:
+                bias = bias.detach().to(shift) + shift
+            elif shift.any():
+                bias = shift
+        layer = cls(
+            geometry,
+            cascade.structure,
+            bias=bias is not None,
+            memory_format=memory_format,
+            output_format=torch.channels_last if _is_channels_last(weight) else None,
+            device="meta",  # draws no random weights
+            dtype=weight.dtype,
+        ).to_empty(device=weight.device)
+        with torch.no_grad():
+            for conv, stage in zip(_convolutions(layer.stages), cascade.stages, strict=True):
+                conv.weight.copy_(stage.weight).requires_grad_(weight.requires_grad)
+                if conv.bias is not None and bias is not None:
+                    conv.bias.copy_(bias).requires_grad_(trains)
+        return layer
+
+    def cascade(self) -> Cascade:
+        """Read the cascade back from the current weights, which it shares."""
+        weights = [conv.weight.detach() for conv in _convolutions(self.stages)]
+        return self.structure.cascade(weights)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Apply the cascade.
+
+        Args:
+            input: (N, C_in, H, W) or (C_in, H, W).
+
+        Returns:
+            (N, C_out, H_out, W_out) or (C_out, H_out, W_out), as the original convolution.
+        """
+        if self.padding_mode != "zeros":
+            input = F.pad(input, self.geometry.padding, mode=self.padding_mode)
+        x = input
+        for amounts in self._zeros:
+            x = F.pad(x, amounts)
+        if self.memory_format is not None:
+            x = _to_format(x, self.memory_format)
+        x = self.stages(x)
+        if self.memory_format is not None:
+            x = _to_original(x, input, self.output_format)
+        return x
+
+    def extra_repr(self) -> str:
+        """Tell the original's geometry, as ``nn.Conv2d`` does, and the cascade."""
+        parts = [f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"]
+        parts += [f"stride={self.stride}"] if self.stride != (1, 1) else []
+        parts += [f"padding={self.padding}"] if any(self.padding) else []
+        parts += [f"dilation={self.dilation}"] if self.dilation != (1, 1) else []
+        parts += [f"groups={self.groups}"] if self.groups != 1 else []
+        parts += [f"padding_mode={self.padding_mode}"] if self.padding_mode != "zeros" else []
+        parts += [f"cascade={self.structure}"]
+        parts += [f"memory_format={self.memory_format}"] if self.memory_format is not None else []
+        return ", ".join(parts)
+
+
+def _convolutions(stages: Iterable[nn.Module]) -> list[nn.Conv2d]:
+    """List the stages as what they are."""
+    return [stage for stage in stages if isinstance(stage, nn.Conv2d)]
+
+
+def _check(geometry: ConvGeometry, structure: Structure) -> None:
+    """Refuse a structure that computes something else than the convolution."""
+    first, last = structure.stages[0], structure.stages[-1]
+    channels = (first.in_channels, last.out_channels)
+    if channels != (geometry.in_channels, geometry.out_channels):
+        raise ValueError(
+            f"structure maps {channels[0]} to {channels[1]} channels, but the convolution maps "
+            f"{geometry.in_channels} to {geometry.out_channels}"
+        )
+    if structure.stride != geometry.stride:
+        raise ValueError(
+            f"structure has stride {structure.stride}, but the convolution has {geometry.stride}; "
+            "the strides of the stages must multiply to it"
+        )
+    if structure.groups % geometry.groups:
+        raise ValueError(
+            f"structure has {structure.groups} independent groups, but the convolution has "
+            f"{geometry.groups}; the groups of every stage must be a multiple of that"
+        )
+
+
+def _extension(
+    geometry: ConvGeometry, structure: Structure
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Zeros to add (before, after) per axis so that the span covers what the kernel covered."""
+    rows, cols = (
+        (-offset, span - extent + offset)
+        for offset, span, extent in zip(
+            structure.offset, structure.span, geometry.extent, strict=True
+        )
+    )
+    return rows, cols
+
+
+def _share(amount: tuple[int, int], structure: Structure, axis: int) -> list[int] | None:
+    """Divide the zeros of one axis among the stages' own ``padding``.
+
+    No stage adds more than its kernel reaches: more is a slow path of oneDNN. Behind a stage of
+    stride 1 the remainder can wait for the next stage; behind a strided one its place would depend
+    on the size of the input.
+
+    Returns:
+        Padding per stage, or None if the amount has to be added, or cropped, before the stages.
+    """
+    before, after = amount
+    if before != after or before < 0:
+        return None
+    shares = []
+    for stage in structure.stages:
+        reach = (stage.kernel_size[axis] - 1) * stage.dilation[axis]
+        shares.append(min(before, reach))
+        before -= shares[-1]
+        if before and stage.stride[axis] > 1:
+            return None
+    return None if before else shares
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    """Tell whether torch's convolutions take ``x`` for channels_last.
+
+    They judge by the order of the strides; ``is_contiguous`` says yes to both formats for a single
+    channel and no to both for a slice.
+    """
+    if x.dim() != 4:
+        return False
+    _, channels, height, width = x.shape
+    image, channel, row, col = x.stride()
+    return (
+        col >= channel * channels
+        and row >= col * width
+        and image >= row * height
+        and 0 < channel < row * height
+    )
+
+
+@torch.fx.wrap
+def _to_format(x: Tensor, memory_format: torch.memory_format) -> Tensor:
+    """Bring the input into a format, with a batch dimension; what is no image stays as it is."""
+    if x.dim() == 3:
+        x = x.unsqueeze(0)
+    return x.contiguous(memory_format=memory_format) if x.dim() == 4 else x
+
+
+@torch.fx.wrap
+def _to_original(x: Tensor, reference: Tensor, output_format: torch.memory_format | None) -> Tensor:
+    """Give the output the format and the dimensions the original's would have."""
+    if output_format is None:
+        like = _is_channels_last(reference)
+        output_format = torch.channels_last if like else torch.contiguous_format
+    x = x.to(memory_format=output_format)
+    return x.squeeze(0) if reference.dim() == 3 else x
