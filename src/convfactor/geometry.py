@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -23,12 +24,14 @@ def pair(value: int | Sequence[int], name: str, least: int = 1) -> Pair:
     Raises:
         ValueError: ``value`` is neither, or is smaller than ``least``.
     """
-    values = (value, value) if isinstance(value, int) else tuple(value)
-    if len(values) == 1:
-        values = values * 2
-    if len(values) != 2 or any(not isinstance(v, int) or v < least for v in values):
+    try:
+        given = value if isinstance(value, Sequence) else (value,)
+        values = tuple(operator.index(v) for v in given)  # NumPy's ints as well, as torch does
+    except TypeError:
+        values = ()
+    if len(values) not in (1, 2) or min(values) < least:
         raise ValueError(f"{name} must be an int >= {least} or a pair of them, got {value!r}")
-    return values
+    return values[0], values[-1]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,119 @@
+"""Find the cheapest structure of a family that meets a tolerance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Generic, Protocol, TypeVar
+
+from convfactor.cascade import Cascade, Structure
+from convfactor.solvers import Effort
+
+DRAFT_SLACK = 1.25
+EXACT = 1e-3
+
+
+class Attempt(Protocol):
+    """The outcome of one solve as far as a search needs it."""
+
+    @property
+    def cascade(self) -> Cascade:
+        """The answer."""
+
+    @property
+    def error(self) -> float:
+        """What the tolerance bounds."""
+
+
+A = TypeVar("A", bound=Attempt)
+Solve = Callable[[Structure, Effort, Sequence[Cascade]], A]
+
+
+class Ladder(Generic[A]):
+    """Structures of one family, cheapest first, and what is known of them.
+
+    The error falls as a structure widens, so a bisection with draft solves finds the rung, and full
+    solves settle what drafts leave open; every solve starts from the best narrower answer too.
+    """
+
+    def __init__(self, rungs: Sequence[Structure], solve: Solve[A], tolerance: float) -> None:
+        """Start with nothing solved.
+
+        Args:
+            rungs: Structures, each wider than the one before.
+            solve: Solves one structure with an effort, from starts.
+            tolerance: Error that a solution may have.
+        """
+        self._rungs = rungs
+        self._solve = solve
+        self._tolerance = tolerance
+        self._solved: dict[tuple[int, Effort], A] = {}
+        self._found: int | None = None
+
+    def cheapest(self) -> A | None:
+        """Solution of the cheapest rung that meets the tolerance, or None; see ``finished``."""
+        low = -1
+        if self._tolerance < EXACT:
+            # An exact answer is reached at its own width and crept up to at larger ones.
+            exact = self._narrowest(EXACT, 10.0, low)
+            if exact is None:
+                return None
+            if self._attempt(exact, "full").error <= self._tolerance:
+                self._found = exact
+                return self._best(exact)
+            low = exact
+        self._found = self._narrowest(self._tolerance, DRAFT_SLACK, low)
+        return None if self._found is None else self._best(self._found)
+
+    def finished(self) -> A:
+        """The solution that ``cheapest`` found, with full effort."""
+        assert self._found is not None
+        self._attempt(self._found, "full")
+        return self._best(self._found)
+
+    @property
+    def nearest(self) -> A | None:
+        """The solution of the smallest error so far."""
+        return min(self._solved.values(), key=lambda attempt: attempt.error, default=None)
+
+    def widest(self) -> A | None:
+        """Full solution of the widest rung."""
+        return self._attempt(len(self._rungs) - 1, "full") if self._rungs else None
+
+    def _promises(self, rung: int) -> bool:
+        """Whether a draft solve brings a rung under the tolerance already."""
+        return self._attempt(rung, "draft").error <= self._tolerance
+
+    def _narrowest(self, tolerance: float, slack: float, low: int) -> int | None:
+        """Bisect for the cheapest rung above ``low`` with an error within a tolerance."""
+        high = len(self._rungs) - 1
+        if high <= low or not self._meets(high, tolerance, slack):
+            return None
+        while high - low > 1:
+            middle = (low + high) // 2
+            if self._meets(middle, tolerance, slack):
+                high = middle
+            else:
+                low = middle
+        return high
+
+    def _meets(self, rung: int, tolerance: float, slack: float) -> bool:
+        """Whether a rung meets a tolerance; a full solve decides where a draft comes near it."""
+        draft = self._attempt(rung, "draft").error
+        if draft <= tolerance or draft > slack * tolerance:
+            return draft <= tolerance
+        return self._attempt(rung, "full").error <= tolerance
+
+    def _best(self, rung: int) -> A:
+        """The better of a rung's solutions: more effort may overfit, or round worse."""
+        attempts = [attempt for key, attempt in self._solved.items() if key[0] == rung]
+        return min(attempts, key=lambda attempt: attempt.error)
+
+    def _attempt(self, rung: int, effort: Effort) -> A:
+        """Solve once and remember."""
+        for known in (effort, "full"):
+            if (rung, known) in self._solved:
+                return self._solved[rung, known]
+        narrower = [key for key in self._solved if key[0] <= rung]
+        starts = [self._solved[max(narrower)].cascade] if narrower else []
+        self._solved[rung, effort] = self._solve(self._rungs[rung], effort, starts)
+        return self._solved[rung, effort]

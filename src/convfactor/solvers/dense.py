@@ -1,0 +1,175 @@
+"""Cascades of dense or grouped stages."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from convfactor.cascade import Cascade, Structure
+from convfactor.solvers.composition import Composition, Layout
+from convfactor.solvers.descent import Descent
+from convfactor.solvers.embedding import embed
+from convfactor.solvers.lifted import drawn, lifted
+from convfactor.solvers.problem import Problem
+from convfactor.solvers.reduction import Reduction
+
+_TRIAL = 50
+_DRAWING = 1.5e8
+_DRAWS = 6
+_EXACT = 1e-28
+
+
+@dataclass(frozen=True)
+class _Limits:
+    """How long to search.
+
+    Attributes:
+        work: Floating-point operations after which to stop.
+        least: Iterations allowed however large the problem.
+        most: Iterations allowed however small the problem.
+        window: Iterations over which progress is looked at.
+        settled: Relative decrease of the squared error over the window that ends the search.
+    """
+
+    work: float
+    least: int
+    most: int
+    window: int
+    settled: float
+
+
+_LIMITS = {
+    "draft": _Limits(work=3e10, least=60, most=300, window=50, settled=0.05),
+    "full": _Limits(work=1.5e11, least=200, most=4000, window=100, settled=0.0005),
+}
+
+
+def solve(
+    problem: Problem,
+    structure: Structure,
+    *,
+    starts: Sequence[Cascade] = (),
+    seed: int = 0,
+    ridge: float = 0.0,
+    effort: Literal["draft", "full"] = "full",
+    progress: Callable[[float, float], None] | None = None,
+) -> Cascade:
+    """Find the best weights for a structure.
+
+    The lifted split of the target, the given starts and, where they cost little, random ones
+    descend together for a while, all stages at once; the best of each group goes on. On large
+    kernels the lifted split has always won.
+
+    Args:
+        problem: Target kernel and metric.
+        structure: The structure to fill, all its stages with the problem's groups.
+        starts: Cascades of this structure or a smaller one to start from as well; the result is
+            at least as good as the best of them.
+        seed: Seed of what is drawn.
+        ridge: White noise added to the input, relative to its mean power: it keeps the composed
+            kernel near the target where the covariance does not say.
+        effort: "draft" for an answer good enough to search with, "full" for the best one.
+        progress: Called with the share of the work done and the relative error reached.
+
+    Returns:
+        A balanced float64 cascade of the structure.
+
+    Raises:
+        ValueError: ``structure`` or a start does not fit the problem.
+    """
+    if any(stage.groups != problem.groups for stage in structure.stages):
+        raise ValueError(
+            f"structure must have {problem.groups} groups in every stage, as the problem has, "
+            f"got {[stage.groups for stage in structure.stages]}"
+        )
+    layout, reduction = Layout.of(structure), Reduction.of(problem, structure, ridge)
+    generator = torch.Generator().manual_seed(seed)
+    given = [_scaled(embed(start, structure, generator), layout, reduction) for start in starts]
+    # White noise does not tell a kernel from its transpose, so both get the same, cheaper, answer.
+    turned = reduction.covariance is None and layout.channels[0] > layout.channels[-1]
+    if turned:
+        given = [layout.transpose(flat) for flat in given]
+        reduction = reduction.transposed(layout.channels[0])
+        layout = layout.transposed
+    flats = [lifted(layout, reduction.target, generator)]
+    draws = min(int(_DRAWING / _work(layout, reduction)), _DRAWS)
+    flats.append(drawn(layout, draws * problem.groups, generator).to(flats[0].device))
+    flats = [_refit(layout, reduction, torch.cat(flats)), *given]
+    flat = _descend(layout, reduction, torch.cat(flats), _LIMITS[effort], progress)
+    if turned:
+        flat, layout = layout.transpose(flat), layout.transposed
+    weights = layout.split(flat)
+    weights[-1] = weights[-1] * reduction.scale[:, None, None]
+    return structure.cascade([weight.flatten(0, 1) for weight in weights]).balanced()
+
+
+def _scaled(flat: Tensor, layout: Layout, reduction: Reduction) -> Tensor:
+    """Divide a start's last stage by the target's scale."""
+    scale = torch.where(reduction.scale > 0, reduction.scale, 1.0)[:, None]
+    flat = flat.to(scale.device)
+    last = layout.counts[-1]
+    return torch.cat([flat[:, :-last], flat[:, -last:] / scale], 1)
+
+
+def _refit(layout: Layout, reduction: Reduction, flat: Tensor) -> Tensor:
+    """Solve for the last stage, the others held fixed: least squares with one Gram matrix."""
+    inputs = Composition(layout, flat).last_inputs
+    weighed = reduction.weigh(inputs)
+    gram = weighed @ inputs.mT
+    mean = gram.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
+    gram = gram / torch.where(mean > 0, mean, 1.0)
+    right = weighed @ reduction.repeated(len(flat)).mT / torch.where(mean > 0, mean, 1.0)
+    eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    factor = torch.linalg.cholesky(gram + 1e-10 * eye)
+    last = torch.cholesky_solve(right, factor)
+    last = last + torch.cholesky_solve(right - gram @ last, factor)
+    return torch.cat([flat[:, : -layout.counts[-1]], last.mT.flatten(1)], 1)
+
+
+def _descend(
+    layout: Layout,
+    reduction: Reduction,
+    flat: Tensor,
+    limits: _Limits,
+    progress: Callable[[float, float], None] | None,
+) -> Tensor:
+    """Descend from all starts, (starts * groups, weights), to the best of each group."""
+    groups = len(reduction.target)
+    descent = Descent(layout, reduction, flat)
+    allowed = limits.work / _work(layout, reduction)
+    iterations = round(min(max(allowed, limits.least), limits.most))
+    history: list[float] = []
+    for iteration in range(iterations):
+        if iteration == _TRIAL:
+            descent.keep(_best(descent.loss, groups))
+        descent.step()
+        history.append(float(descent.loss.view(-1, groups).amin(0).mean()))
+        if progress and iteration % 10 == 9:
+            progress((iteration + 1) / iterations, math.sqrt(history[-1]))
+        if history[-1] < _EXACT:
+            break
+        earlier = history[-1 - limits.window] if iteration >= _TRIAL + limits.window else math.inf
+        if history[-1] > (1 - limits.settled) * earlier:
+            break
+    return descent.flat[_best(descent.loss, groups)]
+
+
+def _best(loss: Tensor, groups: int) -> Tensor:
+    """Rows of the best start of each group."""
+    best = loss.view(-1, groups).argmin(0)
+    return best * groups + torch.arange(groups, device=best.device)
+
+
+def _work(layout: Layout, reduction: Reduction) -> float:
+    """Estimate the floating-point operations of one evaluation, small ones counted as larger."""
+    total = 1.5e7 * layout.stages
+    for (outputs, inputs), span in zip(layout.shapes[1:], layout.spans[2:], strict=True):
+        total += 6 * outputs * inputs * layout.channels[0] * math.prod(span)
+    if reduction.covariance is not None:
+        total += max(2 * layout.channels[-1], 24) * reduction.covariance.shape[-1] ** 2
+    return total * len(reduction.target)

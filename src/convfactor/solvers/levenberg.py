@@ -1,0 +1,332 @@
+"""Solver for kernels with one input channel per group: single-channel and depthwise ones.
+
+All channels and all starts are fitted together by batched Levenberg-Marquardt. The starts are the
+exact split of the separable part, stages peeled off one after the other, and random ones; pairs
+of stages of the best answer are then merged and split again.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from convfactor.cascade import Cascade, Structure
+from convfactor.solvers import separable
+from convfactor.solvers.chains import Layout, branches, embed, pack
+from convfactor.solvers.problem import Problem
+from convfactor.solvers.reduction import Reduction
+from convfactor.solvers.refine import Fit, Kernels, compose, refine
+
+_FLOOR = 1e-12
+_LIFTS = 10
+_PAIRS = 15
+_LARGEST = 169
+_SETTLED = 1e-9
+_SOLVED = 1e-26
+_THOROUGH_WORK = 3e6
+
+
+@dataclass(frozen=True)
+class _Effort:
+    """How much is tried.
+
+    Attributes:
+        random: Random starts.
+        peeled: Random starts of each stage that is peeled off; 0 leaves peeling out.
+        rounds: Times that every pair of stages is merged and split again.
+        heats: (steps, survivors per channel) of a race between starts.
+        steps: Most steps of the last refinement.
+    """
+
+    random: int
+    peeled: int
+    rounds: int
+    heats: tuple[tuple[int, int], ...] = ((12, 6), (30, 2), (100, 1))
+    steps: int = 300
+
+
+_DRAFT = _Effort(random=8, peeled=0, rounds=0, heats=((10, 3), (30, 1)), steps=20)
+_BRISK = _Effort(random=32, peeled=0, rounds=0)
+_THOROUGH = _Effort(random=32, peeled=16, rounds=2)
+
+
+def handles(problem: Problem, structure: Structure) -> bool:
+    """Tell whether ``solve`` is made for a problem and a structure."""
+    groups, out_per_group, inputs = problem.target.shape[:3]
+    if inputs != 1:
+        return False
+    try:
+        branches(structure, groups, out_per_group)
+    except ValueError:
+        return False
+    return True
+
+
+def solve(
+    problem: Problem,
+    structure: Structure,
+    *,
+    starts: Sequence[Cascade] = (),
+    seed: int = 0,
+    ridge: float = 0.0,
+    effort: Literal["draft", "full"] = "full",
+) -> Cascade:
+    """Find the best chains for every channel.
+
+    Args:
+        problem: Its target has one input channel per group, and any number of output channels.
+        structure: One chain, or several in parallel, for every output channel, as
+            ``chain_structure`` makes them; stages of any size, stride and dilation.
+        starts: Cascades of this structure or a smaller one (fewer or smaller stages, fewer
+            branches) to start from as well; the answer is never worse than any of them.
+        seed: Seed of the random starts.
+        ridge: White noise added to the input, relative to its mean power.
+        effort: "draft" for an answer good enough to search with, "full" for the best one.
+
+    Returns:
+        A balanced float64 cascade of exactly this structure.
+
+    Raises:
+        ValueError: The structure mixes channels in another way or does not fit in the window, the
+            target is not finite, or a start does not fit in the structure.
+    """
+    groups, out_per_group, inputs = problem.target.shape[:3]
+    if inputs != 1:
+        raise ValueError(f"problem.target must have one input channel per group, got {inputs}")
+    if not bool(problem.target.isfinite().all()):
+        raise ValueError("problem.target must be finite, it holds Inf or NaN")
+    count = branches(structure, groups, out_per_group)
+    layout = Layout.of(structure)
+    fit, scale = _normalise(problem, structure, ridge)
+    given = []
+    for start in starts:
+        smaller = branches(start.structure, groups, out_per_group)
+        kernels = [k.to(fit.target) for k in embed(start, structure, count, smaller)]
+        size = torch.where(scale > 0, scale, 1)[:, None, None, None]
+        given.append([*kernels[:-1], kernels[-1] / size])
+    work = len(fit.target) * (count * layout.taps) ** 2 * fit.target.shape[1]
+    full = _THOROUGH if work <= _THOROUGH_WORK else _BRISK
+    search = _Search(full if effort == "full" else _DRAFT, torch.Generator().manual_seed(seed))
+    best = search.run(fit, layout, count, given)
+    cascade = pack(structure, _zeroed(best, fit.target)).balanced()
+    last = cascade.stages[-1]
+    last = replace(last, weight=last.weight * scale[:, None, None, None])
+    return replace(cascade, stages=(*cascade.stages[:-1], last))
+
+
+def _normalise(problem: Problem, structure: Structure, ridge: float) -> tuple[Fit, Tensor]:
+    """Restrict the problem to the structure's span and give every channel unit output power."""
+    reduction = Reduction.of(problem, structure, ridge)
+    target = reduction.target.flatten(0, 1)
+    groups, outputs = problem.target.shape[:2]
+    roots = None
+    if reduction.covariance is not None:
+        values, vectors = torch.linalg.eigh(reduction.covariance)
+        # The floor decides what a degenerate metric leaves open.
+        roots = vectors * values.clamp_min(_FLOOR).sqrt()[:, None]
+    group = torch.arange(groups, device=target.device).repeat_interleave(outputs)
+    peak = target.abs().amax(1)
+    peak = torch.where(peak > 0, peak, 1)
+    fit = Fit(target / peak[:, None], group, roots)
+    power = fit.weigh(fit.target[:, None])[:, 0].norm(dim=1)
+    power = torch.where(power > 0, power, 1)
+    scale = peak * power * reduction.scale.repeat_interleave(outputs)
+    return replace(fit, target=fit.target / power[:, None]), scale
+
+
+def _zeroed(kernels: Kernels, target: Tensor) -> Kernels:
+    """Let the chains of all-zero channels pass their input on and end in zeros."""
+    empty = (target == 0).all(1)[:, None, None, None]
+    shifts = []
+    for kernel in kernels[:-1]:
+        shift = torch.zeros_like(kernel)
+        shift[..., kernel.shape[-2] // 2, kernel.shape[-1] // 2] = 1
+        shifts.append(torch.where(empty, shift, kernel))
+    return [*shifts, torch.where(empty, 0, kernels[-1])]
+
+
+class _Search:
+    """Finds starts, refines them and keeps the best.
+
+    Candidates are kernels per stage of shape (channels * starts, branches, kH, kW), the starts of
+    a channel next to each other.
+    """
+
+    def __init__(self, effort: _Effort, generator: torch.Generator) -> None:
+        self.effort = effort
+        self.generator = generator
+
+    def run(self, fit: Fit, layout: Layout, count: int, given: Sequence[Kernels] = ()) -> Kernels:
+        """Fit chains with ``count`` branches; one answer per channel."""
+        direct = [*given, _folded(fit, layout, count)]
+        if all(spacing == (1, 1) for spacing in layout.spacings):
+            direct.append(_separable(fit, layout, count))
+        best, losses = self._race(fit, layout, _join(direct, len(fit.target)))
+        ways: list[Callable[[Fit, Kernels], Kernels]] = []
+        if count > 1:
+            ways.append(lambda part, _: self._boost(part, layout, count))
+        ways.append(lambda part, _: self._random(part, layout, count, self.effort.random))
+        if count == 1 and len(layout.sizes) > 2:
+            if self.effort.peeled:
+                ways.append(lambda part, _: self._peel(part, layout))
+            ways += [lambda part, now: self._resplit(part, layout, now)] * self.effort.rounds
+        for way in ways:
+            todo = (losses > _SOLVED).nonzero()[:, 0]
+            if todo.numel() == 0:
+                break
+            part, now = fit.take(todo), [kernel[todo] for kernel in best]
+            starts = _join([now, way(part, now)], len(todo))
+            found, losses[todo] = self._race(part, layout, starts)
+            for kernel, new in zip(best, found, strict=True):
+                kernel[todo] = new
+        return refine(fit, best, layout, self.effort.steps, _SETTLED)[0]
+
+    def _race(self, fit: Fit, layout: Layout, kernels: Kernels) -> tuple[Kernels, Tensor]:
+        """Refine the starts of every channel in heats, each with fewer that survive."""
+        channels = len(fit.target)
+        losses = kernels[0].new_zeros(len(kernels[0]))
+        for steps, survivors in self.effort.heats:
+            runners = len(kernels[0]) // channels
+            kernels, losses = refine(fit.repeat(runners), kernels, layout, steps)
+            best = losses.view(channels, runners).topk(min(survivors, runners), 1, False)[1]
+            first = torch.arange(channels, device=best.device)[:, None] * runners
+            index = (first + best).flatten()
+            kernels, losses = [kernel[index] for kernel in kernels], losses[index]
+        return kernels, losses
+
+    def _random(self, fit: Fit, layout: Layout, count: int, starts: int) -> Kernels:
+        kernels = []
+        for size in layout.sizes:
+            shape = (len(fit.target) * starts, count, *size)
+            noise = torch.randn(shape, generator=self.generator, dtype=torch.float64)
+            kernels.append(noise.to(fit.target.device))
+        return _scaled(fit.repeat(starts), kernels, layout)
+
+    def _boost(self, fit: Fit, layout: Layout, count: int) -> Kernels:
+        """Fit one branch after the other to what is left."""
+        branches: list[Kernels] = []
+        left = fit.target
+        for _ in range(count):
+            size = left.abs().amax(1, keepdim=True)
+            size = torch.where(size > 0, size, 1)
+            branch = self.run(replace(fit, target=left / size), layout, 1)
+            branch[-1] = branch[-1] * size[..., None, None]
+            branches.append(branch)
+            left = left - compose(branch, layout).flatten(1)
+        return [torch.cat(stage, 1) for stage in zip(*branches, strict=True)]
+
+    def _peel(self, fit: Fit, layout: Layout) -> Kernels:
+        """Split off the last stage, then the one before it from what remains, and so on."""
+        stages = len(layout.sizes)
+        halves = layout.merge(range(stages - 1), [stages - 1])
+        pair = _lifted(fit.target.view(-1, 1, *layout.span), halves)
+        if halves.taps <= _LARGEST:
+            random = self._random(fit, halves, 1, self.effort.peeled)
+            pair, _ = self._race(fit, halves, _join([pair, random], len(fit.target)))
+        rest, last = pair
+        lighter = replace(self.effort, random=8, peeled=8, rounds=0)
+        inner = _Search(lighter, self.generator)
+        return [*inner.run(_plain(rest), layout.select(range(stages - 1)), 1), last]
+
+    def _resplit(self, fit: Fit, layout: Layout, kernels: Kernels) -> Kernels:
+        """Merge every two stages to one with free taps, refine, and split it anew."""
+        stages = len(layout.sizes)
+        pairs = list(itertools.combinations(range(stages), 2))
+        order = torch.randperm(len(pairs), generator=self.generator)[:_PAIRS].tolist()
+        inner = _Search(_DRAFT, self.generator)
+        found = []
+        for i, j in (pairs[k] for k in sorted(order)):
+            rest = [k for k in range(stages) if k not in (i, j)]
+            two = layout.select([i, j])
+            merged = compose([kernels[i], kernels[j]], two)[:, None]
+            relaxed, _ = refine(
+                fit, [merged, *(kernels[k] for k in rest)], layout.merge([i, j], rest), 15
+            )
+            split = inner.run(_plain(relaxed[0]), two, 1)
+            places = dict(zip([i, j, *rest], [*split, *relaxed[1:]], strict=True))
+            found.append([places[k] for k in range(stages)])
+        return _join(found, len(fit.target))
+
+
+def _plain(kernels: Tensor) -> Fit:
+    """Fit kernels (N, 1, H, W) for white noise."""
+    return Fit(kernels.flatten(1), torch.zeros(len(kernels), dtype=torch.long).to(kernels.device))
+
+
+def _join(starts: Sequence[Kernels], channels: int) -> Kernels:
+    """Put the starts of every channel next to each other."""
+    return [
+        torch.cat([part.unflatten(0, (channels, -1)) for part in stage], 1).flatten(0, 1)
+        for stage in zip(*starts, strict=True)
+    ]
+
+
+def _scaled(fit: Fit, kernels: Kernels, layout: Layout) -> Kernels:
+    """Scale the last stage so that the error is smallest."""
+    composed = fit.weigh(compose(kernels, layout).flatten(1)[:, None])[:, 0]
+    wanted = fit.weigh(fit.target[:, None])[:, 0]
+    power = composed.square().sum(1)
+    share = (composed * wanted).sum(1) / torch.where(power > 0, power, 1)
+    return [*kernels[:-1], kernels[-1] * share[:, None, None, None]]
+
+
+def _separable(fit: Fit, layout: Layout, count: int) -> Kernels:
+    """Split the leading separable terms, where real roots allow it; else shifts and zeros."""
+    chains = []
+    for target in fit.target:
+        kernel = target.view(layout.span)
+        try:
+            chains.append(separable.split_terms(kernel, layout.sizes, count, exact=False))
+        except (ValueError, np.linalg.LinAlgError):
+            chains.append([torch.zeros(count, *size, dtype=torch.float64) for size in layout.sizes])
+    return [torch.stack(stage).to(fit.target) for stage in zip(*chains, strict=True)]
+
+
+def _folded(fit: Fit, layout: Layout, count: int) -> Kernels:
+    """Split off one stage after the other by the lifted matrix; one branch, the others zero."""
+    rest = fit.target.view(-1, 1, *layout.span)
+    chain: Kernels = []
+    for last in range(len(layout.sizes) - 1, 0, -1):
+        rest, stage = _lifted(rest, layout.merge(range(last), [last]))
+        chain.insert(0, stage)
+    y, x = layout.spacings[0]
+    kernels: Kernels = []
+    for stage in [rest[..., ::y, ::x], *chain]:
+        others = torch.zeros_like(stage).repeat(1, count - 1, 1, 1)
+        others[..., 0, 0] = float(len(kernels) < len(chain))
+        kernels.append(torch.cat([stage, others], 1))
+    return kernels
+
+
+def _lifted(kernels: Tensor, halves: Layout) -> Kernels:
+    """Split kernels (N, 1, H, W) in two by the lifted matrix, of rank one for an exact split.
+
+    ``T[p, q]`` with ``W[r] = sum_{p+q=r} T[p, q]``: truncation to rank one alternates with the
+    projection on that constraint.
+    """
+    target = kernels.flatten(1)
+    (height, width), (rows, cols) = halves.sizes
+    dy, dx = halves.spacings[1]
+    grid = torch.arange(target.shape[1], device=target.device).view(halves.span)
+    index = torch.stack(
+        [
+            grid[y * dy : y * dy + height, x * dx : x * dx + width].flatten()
+            for y in range(rows)
+            for x in range(cols)
+        ]
+    )
+    times = torch.bincount(index.flatten(), minlength=grid.numel()).clamp_min(1).to(target)
+    lifted = (target / times)[:, index]
+    for _ in range(_LIFTS):
+        small = torch.linalg.eigh(lifted @ lifted.mT)[1][:, :, -1:]
+        large = small.mT @ lifted
+        truncated = small @ large
+        folded = torch.zeros_like(target).index_add_(1, index.flatten(), truncated.flatten(1))
+        lifted = truncated + ((target - folded) / times)[:, index]
+    return [large.view(-1, 1, height, width), small.reshape(-1, 1, rows, cols)]

@@ -1,0 +1,201 @@
+"""Which cascades could replace a kernel: stage sizes, strides, dilations and widths."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from convfactor.cascade import StageShape, Structure
+from convfactor.geometry import ConvGeometry, Pair
+
+
+@dataclass(frozen=True)
+class Family:
+    """Cascades for one kernel that differ only in their widths.
+
+    Attributes:
+        kernel: The convolution to be replaced; its padding and dilation do not matter here.
+        kernel_sizes: Taps of each stage.
+        strides: Stride of each stage.
+        dilations: Dilation of each stage, in taps of the kernel.
+        offset: (row, col) of the composed kernel's corner relative to the kernel's, in taps.
+    """
+
+    kernel: ConvGeometry
+    kernel_sizes: tuple[Pair, ...]
+    strides: tuple[Pair, ...]
+    dilations: tuple[Pair, ...]
+    offset: Pair = (0, 0)
+
+    def structure(self, widths: Sequence[int]) -> Structure:
+        """Fill in the hidden widths (total channel counts, divisible by the groups).
+
+        Depthwise kernels become parallel chains: hidden stages stay within one chain.
+        """
+        kernel = self.kernel
+        channels = [kernel.in_channels, *widths, kernel.out_channels]
+        stages = []
+        for i, (size, stride, dilation) in enumerate(
+            zip(self.kernel_sizes, self.strides, self.dilations, strict=True)
+        ):
+            groups = kernel.groups
+            if kernel.is_depthwise and channels[i] == channels[i + 1]:
+                groups = channels[i]
+            stages.append(StageShape(channels[i], channels[i + 1], size, stride, dilation, groups))
+        return Structure(tuple(stages), self.offset)
+
+    def widths(self, scale: float) -> tuple[int, ...]:
+        """Hidden widths between the channel counts at both ends, times ``scale``.
+
+        They taper geometrically from the input's to the output's channels, which spends multiplies
+        where the channels are.
+        """
+        kernel, count = self.kernel, len(self.kernel_sizes)
+        first = kernel.in_channels // kernel.groups
+        last = kernel.out_channels // kernel.groups
+        if kernel.is_depthwise:
+            return (max(1, round(scale)) * kernel.groups,) * (count - 1)
+        return tuple(
+            max(1, round(scale * first ** (1 - i / count) * last ** (i / count))) * kernel.groups
+            for i in range(1, count)
+        )
+
+    def ladder(self, most_macs: int, multiple: int = 1) -> list[Structure]:
+        """Structures of growing width, cheapest first, within a budget of multiplies.
+
+        Args:
+            most_macs: Multiplies per output pixel allowed.
+            multiple: Round widths above it to its multiples, for hardware that works in blocks.
+        """
+        groups = self.kernel.groups
+        rungs: list[Structure] = []
+        widths: tuple[int, ...] = ()
+        scale = 0.0
+        while True:
+            previous, scale = widths, scale * 1.02 + 1e-2
+            widths = self.widths(scale)
+            if multiple > 1 and not self.kernel.is_depthwise:
+                widths = tuple(_round_up(w // groups, multiple) * groups for w in widths)
+            if widths == previous and widths:
+                continue
+            structure = self.structure(widths)
+            if structure.macs > most_macs:
+                return rungs
+            rungs.append(structure)
+            if not widths:
+                return rungs
+
+
+def _round_up(width: int, multiple: int) -> int:
+    """Next block size: powers of two below ``multiple``, its multiples above."""
+    if width >= multiple:
+        return -(-width // multiple) * multiple
+    return 1 << (width - 1).bit_length()
+
+
+def side_sizes(taps: int) -> tuple[int, ...]:
+    """Stage sizes whose composition has the given taps: threes, then a two for an even side."""
+    return (3,) * ((taps - 1) // 2) + ((2,) if taps % 2 == 0 else ())
+
+
+def stage_sizes(kernel_size: Pair) -> tuple[Pair, ...]:
+    """Sizes of the stages for a kernel; stages get shorter on a side that needs fewer of them."""
+    rows, cols = (side_sizes(k) for k in kernel_size)
+    return tuple(itertools.zip_longest(rows, cols, fillvalue=1)) or ((1, 1),)
+
+
+def full(kernel: ConvGeometry, stages: int | None = None) -> Iterator[Family]:
+    """Undilated cascades of 3x3 stages, one for every placement of the stride.
+
+    Args:
+        kernel: The kernel.
+        stages: How many stages; None takes as many as the kernel's taps need, and fewer where an
+            early stride makes them reach as far.
+    """
+    natural = stage_sizes(kernel.kernel_size)
+    counts = range(1, len(natural) + 1) if stages is None else [stages]
+    for count in counts:
+        for strides in _stride_placements(kernel, count):
+            at_end = all(s == (1, 1) for s in strides[:-1])
+            if at_end and stages is None and count < len(natural):
+                continue
+            if at_end and count == len(natural):
+                yield _centred(kernel, natural, strides)
+                continue
+            sizes = tuple(
+                (3 if kernel.kernel_size[0] > 1 else 1, 3 if kernel.kernel_size[1] > 1 else 1)
+                for _ in range(count)
+            )
+            family = _centred(kernel, sizes, strides)
+            span = family.structure(family.widths(1)).span
+            reaches = all(k <= s <= k + 4 for k, s in zip(kernel.kernel_size, span, strict=True))
+            if stages is not None or reaches:
+                yield family
+
+
+def cropped(kernel: ConvGeometry, rings: int = 1) -> Iterator[Family]:
+    """Cascades of the kernel without its outer rings."""
+    inner = tuple(max(k - 2 * rings, 1) for k in kernel.kernel_size)
+    sizes = stage_sizes((inner[0], inner[1]))
+    if max(inner) >= 3 and sizes != stage_sizes(kernel.kernel_size):
+        yield _centred(kernel, sizes, next(_stride_placements(kernel, len(sizes))))
+
+
+def dilated(kernel: ConvGeometry) -> Iterator[Family]:
+    """Cascades of fewer 3x3 stages that reach as far by dilation, without holes."""
+    height, width = kernel.kernel_size
+    if height != width or height % 2 == 0 or height < 7:
+        return
+    natural = (height - 1) // 2
+    shortest = next(n for n in range(1, natural) if 3**n >= height)
+    for count in sorted({shortest, min(shortest + 1, natural - 1)}):
+        dilations = _dilations(natural, count)
+        if dilations is not None:
+            strides = next(_stride_placements(kernel, count))
+            yield Family(
+                kernel, ((3, 3),) * count, strides, tuple((d, d) for d in dilations), (0, 0)
+            )
+
+
+def separable_pair(kernel: ConvGeometry) -> Iterator[Family]:
+    """The pair Kx1, 1xK (Jaderberg et al., 2014)."""
+    (height, width), (sy, sx) = kernel.kernel_size, kernel.stride
+    if min(height, width) > 1:
+        yield Family(
+            kernel, ((height, 1), (1, width)), ((sy, 1), (1, sx)), ((1, 1), (1, 1)), (0, 0)
+        )
+
+
+def _centred(kernel: ConvGeometry, sizes: tuple[Pair, ...], strides: tuple[Pair, ...]) -> Family:
+    """Place undilated stages so that the composed kernel and the kernel share their centre."""
+    family = Family(kernel, sizes, strides, ((1, 1),) * len(sizes))
+    span = family.structure(family.widths(1)).span
+    offset = tuple((k - s) // 2 for k, s in zip(kernel.kernel_size, span, strict=True))
+    return Family(kernel, sizes, strides, family.dilations, (offset[0], offset[1]))
+
+
+def _stride_placements(kernel: ConvGeometry, count: int) -> Iterator[tuple[Pair, ...]]:
+    """Ways to split the stride over the stages; all of it on the last stage comes first."""
+    ones = ((1, 1),) * (count - 1)
+    yield (*ones, kernel.stride)
+    (sy, sx) = kernel.stride
+    if sy != sx or sy == 1:
+        return
+    factors = [f for f in range(1, sy + 1) if sy % f == 0]
+    for split in itertools.product(factors, repeat=count):
+        if math.prod(split) == sy and split[-1] != sy:
+            yield tuple((s, s) for s in split)
+
+
+def _dilations(reach: int, count: int) -> tuple[int, ...] | None:
+    """Growing dilations that sum to ``reach`` and leave no holes, as even as possible."""
+    options = (
+        split
+        for split in itertools.combinations_with_replacement(range(1, reach + 1), count)
+        if sum(split) == reach
+        and split[0] == 1
+        and all(d <= 1 + 2 * sum(split[:i]) for i, d in enumerate(split))
+    )
+    return min(options, key=lambda split: sum(d * d for d in split), default=None)

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from convfactor.cascade import Cascade, Structure
+from convfactor.geometry import ConvGeometry
+from convfactor.search import Ladder
+from convfactor.structures import full
+
+(FAMILY,) = full(ConvGeometry(16, 16, (5, 5)))
+RUNGS = [FAMILY.structure((width,)) for width in range(1, 13)]
+
+
+@dataclass(frozen=True)
+class Answer:
+    structure: Structure
+    effort: str
+    error: float
+
+    @property
+    def cascade(self) -> Cascade:
+        return self.structure.random()
+
+
+class Solver:
+    """Errors by rung, as a draft and as a full solve; notes what was asked."""
+
+    def __init__(self, draft: list[float], full: list[float]) -> None:
+        self.errors = {"draft": draft, "full": full}
+        self.asked: list[tuple[int, str, int]] = []
+
+    def __call__(self, structure, effort, starts):
+        rung = RUNGS.index(structure)
+        self.asked.append((rung, effort, len(starts)))
+        return Answer(structure, effort, self.errors[effort][rung])
+
+
+def search(draft, full, tolerance):
+    solver = Solver(draft, full)
+    ladder = Ladder(RUNGS[: len(draft)], solver, tolerance)
+    return ladder.cheapest(), ladder, solver
+
+
+@pytest.mark.parametrize("tolerance", [0.5, 1e-4])
+@pytest.mark.parametrize("first", range(12))
+def test_the_narrowest_rung_that_meets_the_tolerance_is_found(first, tolerance):
+    errors = [10 * tolerance] * first + [tolerance / 2] * (12 - first)
+    found, _, solver = search(errors, errors, tolerance)
+    assert found is not None
+    assert found.structure is RUNGS[first]
+    assert len(solver.asked) <= 12
+    assert len(set(solver.asked)) == len(solver.asked), "nothing is solved twice"
+
+
+def test_the_answer_is_finished_with_full_effort():
+    found, ladder, _ = search([0.3, 0.2, 0.1], [0.3, 0.15, 0.05], 0.25)
+    assert (found.error, found.effort) == (0.2, "draft")
+    assert (ladder.finished().error, ladder.finished().effort) == (0.15, "full")
+
+
+@given(
+    st.lists(st.floats(1e-6, 10), min_size=1, max_size=12),
+    st.lists(st.floats(0.2, 2), min_size=12, max_size=12),
+    st.sampled_from([1e-4, 0.1]),
+)
+def test_an_answer_meets_the_tolerance_however_the_errors_run(draft, gains, tolerance):
+    """Errors on unseen data need not fall with the width, nor with the effort."""
+    full = [error * gain for error, gain in zip(draft, gains, strict=False)]
+    found, ladder, solver = search(draft, full, tolerance)
+    if found is not None:
+        assert found.error <= tolerance
+    else:
+        assert ladder.nearest.error == min(
+            solver.errors[effort][rung] for rung, effort, _ in solver.asked
+        )
+
+
+def test_wider_rungs_start_from_narrower_answers():
+    errors = [1.0] * 6 + [0.1] * 6
+    _, _, solver = search(errors, errors, 0.5)
+    seen: list[int] = []
+    for rung, _, starts in solver.asked:
+        assert starts == any(earlier <= rung for earlier in seen)
+        seen.append(rung)
+
+
+def test_a_full_solve_may_save_a_near_miss():
+    found, _, _ = search([2.0, 1.1, 1.0], [2.0, 0.9, 0.8], 1.0)
+    assert found is not None
+    assert found.structure is RUNGS[1]
+    assert found.effort == "full"
+
+
+def test_no_rungs_and_none_good_enough():
+    found, ladder, _ = search([], [], 0.1)
+    assert (found, ladder.nearest, ladder.widest()) == (None, None, None)
+    found, ladder, _ = search([3.0, 2.0], [3.0, 2.0], 0.1)
+    assert found is None
+    assert ladder.nearest.error == 2.0
+    assert ladder.widest().structure is RUNGS[1]

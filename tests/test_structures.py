@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from convfactor.geometry import ConvGeometry
+from convfactor.structures import (
+    cropped,
+    dilated,
+    full,
+    separable_pair,
+    side_sizes,
+    stage_sizes,
+)
+
+
+def shape(out, channels, size, stride=(1, 1), dilation=(1, 1), groups=1) -> ConvGeometry:
+    return ConvGeometry(channels, out, size, stride, dilation=dilation, groups=groups)
+
+
+shapes = st.builds(
+    lambda out, channels, size, stride, groups: shape(
+        out * groups, channels * groups, size, (stride, stride), (1, 1), groups
+    ),
+    st.integers(1, 6),
+    st.integers(1, 6),
+    st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    st.integers(1, 4),
+    st.integers(1, 3),
+)
+
+
+def everything(kernel):
+    return [*full(kernel), *cropped(kernel), *dilated(kernel), *separable_pair(kernel)]
+
+
+@given(st.integers(1, 40))
+def test_sides_compose_to_the_kernel(taps):
+    sizes = side_sizes(taps)
+    assert 1 + sum(size - 1 for size in sizes) == taps
+    assert set(sizes) <= {2, 3}
+    assert sizes.count(2) <= 1
+
+
+@pytest.mark.parametrize(
+    ("kernel_size", "sizes"),
+    [
+        ((7, 1), ((3, 1),) * 3),
+        ((5, 7), ((3, 3), (3, 3), (1, 3))),
+        ((4, 4), ((3, 3), (2, 2))),
+        ((6, 5), ((3, 3), (3, 3), (2, 1))),
+        ((1, 1), ((1, 1),)),
+    ],
+)
+def test_stages_are_shorter_where_less_is_needed(kernel_size, sizes):
+    assert stage_sizes(kernel_size) == sizes
+
+
+@given(shapes)
+def test_every_family_keeps_stride_channels_and_groups(kernel):
+    for family in everything(kernel):
+        structure = family.structure(family.widths(1.5))
+        assert structure.stride == kernel.stride
+        assert structure.stages[0].in_channels == kernel.in_channels
+        assert structure.stages[-1].out_channels == kernel.out_channels
+        assert structure.groups % kernel.groups == 0
+        structure.random()  # every group divides its channels
+
+
+@given(shapes)
+def test_full_families_cover_the_kernel(kernel):
+    families = list(full(kernel))
+    assert families
+    for family in families:
+        structure = family.structure(family.widths(1))
+        for taps, span, offset in zip(
+            kernel.kernel_size, structure.span, structure.offset, strict=True
+        ):
+            assert offset <= 0
+            assert offset + span >= taps
+            assert abs((offset + span - taps) + offset) <= 1  # centred
+
+
+@given(shapes)
+def test_an_unstrided_kernel_has_one_full_family_of_its_own_span(kernel):
+    if kernel.stride == (1, 1):
+        (family,) = full(kernel)
+        assert family.structure(family.widths(1)).span == kernel.kernel_size
+        assert family.offset == (0, 0)
+
+
+@given(shapes, st.integers(1, 4))
+def test_a_given_number_of_stages_is_kept(kernel, stages):
+    assert {len(family.kernel_sizes) for family in full(kernel, stages)} <= {stages}
+
+
+def test_strides_may_come_early_or_late():
+    kernel = shape(8, 3, (7, 7), (2, 2))
+    found = {tuple(s[0] for s in family.strides): family for family in full(kernel)}
+    assert (1, 1, 2) in found
+    assert (2, 1) in found
+    early = found[2, 1].structure((8,))
+    late = found[1, 1, 2].structure((8, 8))
+    assert early.span == (7, 7)
+    assert early.macs < late.macs
+
+
+def test_a_strided_5x5_may_span_7():
+    families = list(full(shape(8, 3, (5, 5), (2, 2))))
+    spans = {f.strides[0]: (f.structure(f.widths(1)).span, f.offset) for f in families}
+    assert spans[2, 2] == ((7, 7), (-1, -1))
+    assert spans[1, 1] == ((5, 5), (0, 0))
+
+
+@pytest.mark.parametrize("size", range(7, 33, 2))
+def test_dilation_reaches_as_far_without_holes(size):
+    families = list(dilated(shape(1, 1, (size, size))))
+    assert families
+    for family in families:
+        structure = family.structure(family.widths(1))
+        assert structure.span == (size, size)
+        assert len(structure.stages) < (size - 1) // 2
+        ones = structure.cascade([torch.ones(s.weight_shape) for s in structure.stages])
+        assert ones.compose().min() > 0
+
+
+@pytest.mark.parametrize("size", [(5, 5), (8, 8), (7, 9)])
+def test_no_dilation_where_it_does_not_pay(size):
+    assert not list(dilated(shape(1, 1, size)))
+
+
+def test_cropping_drops_the_outer_ring():
+    (family,) = cropped(shape(4, 4, (7, 5)))
+    structure = family.structure(family.widths(1))
+    assert (structure.span, structure.offset) == ((5, 3), (1, 1))
+    assert not list(cropped(shape(4, 4, (3, 3))))
+
+
+@given(shapes, st.sampled_from([1, 4, 8]))
+def test_a_ladder_climbs_within_its_budget(kernel, multiple):
+    for family in everything(kernel):
+        rungs = family.ladder(kernel.macs, multiple)
+        costs = [rung.macs for rung in rungs]
+        assert costs == sorted(set(costs))
+        assert all(cost <= kernel.macs for cost in costs)
+        assert all(w % kernel.groups == 0 for rung in rungs for w in rung.widths)
+        if rungs and rungs[0].widths:
+            for narrow, wide in itertools.pairwise(rungs):
+                assert all(a <= b for a, b in zip(narrow.widths, wide.widths, strict=True))
+
+
+@pytest.mark.parametrize("multiple", [1, 8])
+def test_a_ladder_starts_at_one_hidden_channel_and_ends_at_the_budget(multiple):
+    kernel = shape(16, 16, (5, 5))
+    (family,) = full(kernel)
+    rungs = family.ladder(kernel.macs, multiple)
+    assert rungs[0].widths == (1,)
+    step = 1 if multiple == 1 else multiple
+    wider = family.structure((rungs[-1].widths[0] + step,))
+    assert wider.macs > kernel.macs
+
+
+def test_blocks_of_channels():
+    (family,) = full(shape(32, 32, (5, 5)))
+    widths = [rung.widths[0] for rung in family.ladder(10**5, 8)]
+    assert widths[:6] == [1, 2, 4, 8, 16, 24]
+
+
+def test_depthwise_hidden_stages_stay_in_their_chain():
+    (family,) = full(shape(3, 3, (7, 7), groups=3))
+    assert family.structure((3, 3)).groups == 3
+    branches = family.structure((6, 6))
+    assert [stage.groups for stage in branches.stages] == [3, 6, 3]
+    assert branches.macs == 9 * (6 + 6 + 6)
+
+
+def test_a_pair_is_a_column_then_a_row():
+    (family,) = separable_pair(shape(4, 4, (5, 7), (2, 3)))
+    column, row = family.structure((2,)).stages
+    assert (column.kernel_size, column.stride) == ((5, 1), (2, 1))
+    assert (row.kernel_size, row.stride) == ((1, 7), (1, 3))
+    assert not list(separable_pair(shape(4, 4, (1, 7))))
+
+
+def test_widths_taper():
+    (family,) = full(shape(2, 64, (9, 9)))
+    widths = family.widths(1)
+    assert list(widths) == sorted(widths, reverse=True)
+    assert math.isclose(widths[1], math.sqrt(2 * 64), rel_tol=0.05)
