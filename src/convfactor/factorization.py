@@ -1,0 +1,406 @@
+"""Factorize one kernel."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from convfactor.bounds import Bounds
+from convfactor.cascade import Cascade, Stage, Structure
+from convfactor.errors import ToleranceError
+from convfactor.geometry import ConvGeometry, Pair
+from convfactor.moments import Moments
+from convfactor.search import Ladder
+from convfactor.solvers import Effort, Problem, alternating, constraints, solve
+from convfactor.structures import Family, cropped, dilated, full
+
+
+@dataclass(frozen=True, eq=False)
+class Factorization:
+    """A cascade in the dtype it will run in, and how far it is from the kernel.
+
+    Attributes:
+        cascade: The cascade.
+        error: Relative error, from the composed kernel after rounding.
+        channel_errors: The same per output channel, float64 (C_out,).
+        bias_shift: Float64 (C_out,), what the bias must take up: ``-D mu``.
+        bounds: Worst-case bounds of the output error.
+        noise_gain: Amplification of rounding in the intermediates, relative to one rounding of the
+            output; times the dtype's epsilon it is the relative rounding error to expect.
+        met: Whether the error is within the tolerance; None without one.
+        message: What would be needed, where the tolerance was not met; otherwise empty.
+    """
+
+    cascade: Cascade
+    error: float
+    channel_errors: Tensor
+    bias_shift: Tensor
+    bounds: Bounds
+    noise_gain: float
+    met: bool | None = None
+    message: str = ""
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages, first applied first."""
+        return self.cascade.stages
+
+    @property
+    def kernels(self) -> tuple[Tensor, ...]:
+        """The weights of the stages."""
+        return tuple(stage.weight for stage in self.cascade.stages)
+
+    @property
+    def offset(self) -> Pair:
+        """(row, col) of the equivalent kernel's corner relative to the original's."""
+        return self.cascade.offset
+
+    @property
+    def structure(self) -> Structure:
+        """The cascade without its weights."""
+        return self.cascade.structure
+
+    @property
+    def macs(self) -> int:
+        """Multiplies per output pixel of the original grid."""
+        return self.cascade.structure.macs
+
+    def compose(self) -> Tensor:
+        """Equivalent kernel, float64 (C_out, C_in/groups, spanH, spanW)."""
+        return self.cascade.compose()
+
+
+@dataclass(frozen=True, eq=False)
+class Factorizer:
+    """One kernel in one metric, ready to be solved for any structure.
+
+    Attributes:
+        weight: (C_out, C_in/groups, kH, kW), on the device to solve on.
+        kernel: The convolution.
+        moments: Moments of its input patches, or None for white noise.
+        preserve_dc: Whether to keep every kernel's sum exactly.
+        ridge: Weight of the stages' squared norm.
+        seed: Seed of the random starts.
+    """
+
+    weight: Tensor
+    kernel: ConvGeometry
+    moments: Moments | None = None
+    preserve_dc: bool = False
+    ridge: float = 0.0
+    seed: int = 0
+
+    def problem(self, structure: Structure) -> Problem:
+        """The problem on the smallest window that holds the kernel and the structure."""
+        return Problem.from_weight(
+            self.weight, self.kernel.groups, self.moments, self.margin(structure)
+        )
+
+    def fits(self, structure: Structure) -> bool:
+        """Whether the moments reach as far as the structure spans."""
+        if self.moments is None:
+            return True
+        wanted = self.margin(structure)
+        return all(w <= have for w, have in zip(wanted, self.moments.margin, strict=True))
+
+    def margin(self, structure: Structure) -> Pair:
+        """Taps that the structure reaches beyond the kernel, at most, per side."""
+        rows, cols = (
+            max(-o, o + span - k, 0)
+            for o, span, k in zip(
+                structure.offset, structure.span, self.kernel.kernel_size, strict=True
+            )
+        )
+        return rows, cols
+
+    def solve(
+        self, structure: Structure, effort: Effort = "full", starts: Sequence[Cascade] = ()
+    ) -> Factorization:
+        """Solve for a structure, round, and measure what came out."""
+        problem = self.problem(structure)
+        cascade = solve(
+            problem, structure, starts=starts, seed=self.seed, ridge=self.ridge, effort=effort
+        )
+        return self.measure(cascade, problem)
+
+    def measure(self, cascade: Cascade, problem: Problem | None = None) -> Factorization:
+        """Apply the constraint, round to the weight's dtype and compute the errors."""
+        problem = self.problem(cascade.structure) if problem is None else problem
+        if self.preserve_dc:
+            cascade = constraints.preserve_dc(problem, cascade).balanced()
+        rounded = cascade.to(self.weight.dtype)
+        residual = problem.residual(rounded)
+        wrong, total = problem.power(residual), problem.power(problem.target)
+        tiny = torch.finfo(torch.float64).tiny
+        shift = residual.new_zeros(self.kernel.out_channels)
+        if self.moments is not None:
+            margin = (-problem.origin[0], -problem.origin[1])
+            mean = self.moments.cropped(margin).mean.to(residual.device)
+            shift = -torch.einsum("gop,gp->go", residual.flatten(2), mean).flatten()
+        ratio = torch.where(wrong == 0, wrong, wrong / total.clamp_min(tiny))
+        return Factorization(
+            cascade=rounded,
+            error=problem.error(rounded),
+            channel_errors=ratio.sqrt().flatten(),
+            bias_shift=shift,
+            bounds=Bounds.from_residual(residual.flatten(0, 1), self.kernel.groups, self.kernel),
+            noise_gain=rounded.noise_gain(),
+        )
+
+
+def factorize(
+    weight: Tensor | NDArray[Any],
+    tolerance: float | None = None,
+    *,
+    stages: int | None = None,
+    widths: Sequence[int] | None = None,
+    moments: Moments | None = None,
+    stride: int | Pair = 1,
+    dilation: int | Pair = 1,
+    groups: int = 1,
+    preserve_dc: bool = False,
+    ridge: float = 0.0,
+    solver: Literal["auto", "alternating"] = "auto",
+    seed: int = 0,
+    strict: bool = False,
+) -> Factorization:
+    """Factorize a convolution kernel into a cascade of 3x3 stages.
+
+    Give one of three: ``tolerance`` for the cheapest cascade that meets it, ``stages`` for the
+    best one with that many stages at no more multiplies than the original, or ``widths`` for the
+    best one with those hidden channel counts (one stage more than widths).
+
+    Separable kernels split exactly. Single channels and depthwise kernels are solved by batched
+    Levenberg-Marquardt, others by a second-order method over all stages from a lifted SVD. The
+    error is that of the composed kernel after rounding to the dtype of ``weight``.
+
+    Args:
+        weight: Floating point, (kH, kW) or (C_out, C_in/groups, kH, kW) as torch stores it.
+        tolerance: Largest relative error allowed, > 0.
+        stages: Number of stages.
+        widths: Hidden channel counts, totals over the groups.
+        moments: Moments of the layer's input patches; None counts the error for white noise.
+        stride: Stride of the convolution.
+        dilation: Dilation of the convolution.
+        groups: Groups of the convolution.
+        preserve_dc: Keep the sum of every kernel exactly (a zero-sum wavelet stays admissible).
+        ridge: Weight of the squared norm of the stages, relative to the kernel's.
+        solver: "auto", or "alternating" for the original gradient descent with restarts.
+        seed: Seed of the random starts.
+        strict: Raise where the tolerance is not met.
+
+    Raises:
+        TypeError: ``weight`` is not floating point.
+        ValueError: An argument is out of range, or they do not fit together.
+        ToleranceError: ``strict``, and nothing cheaper than the original meets the tolerance.
+
+    Example:
+        >>> import torch
+        >>> f = factorize(torch.outer(torch.hann_window(9)[1:8], torch.hann_window(9)[1:8]), 1e-6)
+        >>> [tuple(kernel.shape) for kernel in f.kernels], f.error < 1e-6
+        ([(1, 1, 3, 3), (1, 1, 3, 3), (1, 1, 3, 3)], True)
+    """
+    array = _read_weight(weight)
+    kernel = _read_kernel(array, groups, stride, dilation)
+    _check(tolerance, stages, widths, moments, kernel, ridge, solver)
+    factorizer = Factorizer(array, kernel, moments, preserve_dc, ridge, seed)
+    if max(kernel.kernel_size) <= 3 and stages is None and widths is None:
+        result = factorizer.measure(_single(kernel).cascade([array]))
+    elif solver == "alternating":
+        result = _alternating(factorizer, stages, widths)
+    elif widths is not None:
+        result = _with_widths(factorizer, tuple(widths))
+    elif stages is not None:
+        result = _with_stages(factorizer, stages)
+    else:
+        assert tolerance is not None
+        result = _cheapest(factorizer, tolerance)
+    if tolerance is not None:
+        result = replace(result, met=result.error <= tolerance)
+        if not result.met:
+            result = replace(result, message=_needed(factorizer, tolerance, result))
+            if strict:
+                raise ToleranceError(result.message)
+    return replace(result, cascade=result.cascade.dilated(kernel.dilation))
+
+
+def _single(kernel: ConvGeometry) -> Structure:
+    """The kernel as a cascade of itself."""
+    family = Family(kernel, (kernel.kernel_size,), (kernel.stride,), ((1, 1),))
+    return family.structure(())
+
+
+def families(kernel: ConvGeometry) -> list[Family]:
+    """Every family of 3x3 cascades worth trying for a kernel."""
+    return [*full(kernel), *cropped(kernel), *dilated(kernel)]
+
+
+def _cheapest(factorizer: Factorizer, tolerance: float) -> Factorization:
+    """The cascade of fewest multiplies that meets the tolerance, or the best cheaper one."""
+    budget = factorizer.kernel.macs
+    best: Ladder[Factorization] | None = None
+    ladders = []
+    for family in families(factorizer.kernel):
+        rungs = [s for s in family.ladder(budget) if factorizer.fits(s)]
+        ladder = Ladder(rungs, factorizer.solve, tolerance)
+        found = ladder.cheapest()
+        if found is not None:
+            best, budget = ladder, found.macs - 1
+        ladders.append(ladder)
+    if best is not None:
+        return best.finished()
+    widest = [w for w in (ladder.widest() for ladder in ladders) if w is not None]
+    if not widest:
+        return factorizer.measure(_single(factorizer.kernel).cascade([factorizer.weight]))
+    return min(widest, key=lambda f: f.error)
+
+
+def _alternating(
+    factorizer: Factorizer, stages: int | None, widths: Sequence[int] | None
+) -> Factorization:
+    """The original method, for the structure that the arguments name."""
+    kernel = factorizer.kernel
+    if kernel.in_channels != kernel.groups:
+        raise ValueError(
+            "solver='alternating' takes kernels with one input channel per group, got "
+            f"{kernel.in_channels // kernel.groups}; use solver='auto'"
+        )
+    count = stages if widths is None else len(widths) + 1
+    family = next(iter(full(kernel, count)))
+    structure = family.structure(family.widths(1) if widths is None else widths)
+    problem = factorizer.problem(structure)
+    restarts = alternating.solve(problem, structure, seed=factorizer.seed)
+    return factorizer.measure(restarts.cascade, problem)
+
+
+def _with_stages(factorizer: Factorizer, stages: int) -> Factorization:
+    """The best cascade with a number of stages within the original's multiplies."""
+    kernel = factorizer.kernel
+    candidates = []
+    for family in full(kernel, stages):
+        rungs = [s for s in family.ladder(kernel.macs) if factorizer.fits(s)]
+        if rungs:
+            candidates.append(factorizer.solve(rungs[-1]))
+    if not candidates:
+        raise ValueError(
+            f"stages={stages} costs more multiplies than the {_size(kernel)} kernel even with one "
+            f"hidden channel per group; use fewer stages"
+        )
+    return min(candidates, key=lambda f: f.error)
+
+
+def _with_widths(factorizer: Factorizer, widths: tuple[int, ...]) -> Factorization:
+    """The best cascade with given hidden widths."""
+    kernel = factorizer.kernel
+    structures = [f.structure(widths) for f in full(kernel, len(widths) + 1)]
+    usable = [s for s in structures if factorizer.fits(s)]
+    cheaper = [s for s in usable if s.macs <= kernel.macs]
+    if not cheaper:
+        least = min(s.macs for s in structures)
+        raise ValueError(
+            f"widths={widths} must cost no more than the {_size(kernel)} kernel's {kernel.macs} "
+            f"multiplies per output pixel, but cost {least}; use narrower ones"
+        )
+    return min((factorizer.solve(s) for s in cheaper), key=lambda f: f.error)
+
+
+def _needed(factorizer: Factorizer, tolerance: float, best: Factorization) -> str:
+    """Say what would meet the tolerance if multiplies did not matter."""
+    kernel = factorizer.kernel
+    text = (
+        f"no cascade cheaper than the {_size(kernel)} kernel ({kernel.macs} multiplies) has a "
+        f"relative error of {tolerance:g} or less; the best one has {best.error:.3g}"
+    )
+    family = next(iter(full(kernel)))
+    rungs = [s for s in family.ladder(4 * kernel.macs, multiple=4) if s.macs > kernel.macs]
+    found = Ladder(rungs, factorizer.solve, tolerance).cheapest()
+    if found is None:
+        return f"{text}, and widths costing 4 times as much do not reach it either"
+    return f"{text}; widths {found.structure.widths} ({found.macs} multiplies) would be needed"
+
+
+def _size(kernel: ConvGeometry) -> str:
+    """Name a kernel's size."""
+    return "x".join(map(str, kernel.kernel_size))
+
+
+def _read_weight(weight: Tensor | NDArray[Any]) -> Tensor:
+    """Bring a weight to four dimensions."""
+    array = torch.as_tensor(weight).detach()
+    if not array.is_floating_point():
+        raise TypeError(
+            f"weight must be floating point, got {array.dtype}; convert it, for instance to float32"
+        )
+    if array.dim() == 2:
+        array = array[None, None]
+    if array.dim() != 4 or array.numel() == 0:
+        raise ValueError(
+            "weight must have shape (kH, kW) or (C_out, C_in/groups, kH, kW), "
+            f"got {tuple(array.shape)}"
+        )
+    if not array.isfinite().all():
+        raise ValueError("weight must be finite, got Inf or NaN in it")
+    return array
+
+
+def _read_kernel(
+    weight: Tensor, groups: int, stride: int | Pair, dilation: int | Pair
+) -> ConvGeometry:
+    """Read the integers of the kernel."""
+    if groups < 1 or len(weight) % groups:
+        raise ValueError(f"groups must divide the {len(weight)} output channels, got {groups}")
+    return ConvGeometry.from_weight(weight, stride=stride, dilation=dilation, groups=groups)
+
+
+def check_tolerance(tolerance: float) -> None:
+    """Refuse a tolerance that is not a positive number.
+
+    Raises:
+        ValueError: It is not.
+    """
+    if not (tolerance > 0 and math.isfinite(tolerance)):
+        raise ValueError(f"tolerance must be a positive number, got {tolerance!r}")
+
+
+def _check(
+    tolerance: float | None,
+    stages: int | None,
+    widths: Sequence[int] | None,
+    moments: Moments | None,
+    kernel: ConvGeometry,
+    ridge: float,
+    solver: str,
+) -> None:
+    """Refuse arguments that are out of range or do not fit together."""
+    if tolerance is not None:
+        check_tolerance(tolerance)
+    if stages is not None and widths is not None:
+        raise ValueError("give stages or widths, not both: widths imply the number of stages")
+    if tolerance is None and stages is None and widths is None:
+        raise ValueError("give a tolerance, or the number of stages, or the widths")
+    if stages is not None and stages < 1:
+        raise ValueError(f"stages must be at least 1, got {stages}")
+    if widths is not None and any(w < 1 or w % kernel.groups for w in widths):
+        raise ValueError(
+            f"widths must be positive multiples of the {kernel.groups} groups, got {tuple(widths)}"
+        )
+    if not (ridge >= 0 and math.isfinite(ridge)):
+        raise ValueError(f"ridge must be a number >= 0, got {ridge!r}")
+    if solver not in ("auto", "alternating"):
+        raise ValueError(f"solver must be 'auto' or 'alternating', got {solver!r}")
+    if moments is not None:
+        in_per_group = kernel.in_channels // kernel.groups
+        size = in_per_group * math.prod(moments.window)
+        if moments.kernel_size != kernel.kernel_size or moments.mean.shape != (kernel.groups, size):
+            raise ValueError(
+                f"moments must be of the layer's own patches ({kernel.groups} groups of "
+                f"{in_per_group} channels, {_size(kernel)} taps), got {moments.mean.shape[0]} "
+                f"groups of {moments.mean.shape[1]} values for "
+                f"{moments.kernel_size[0]}x{moments.kernel_size[1]} taps"
+            )
