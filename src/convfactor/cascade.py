@@ -106,15 +106,7 @@ class Structure:
         return total
 
     def dilated(self, dilation: Pair) -> Structure:
-        """Spread the taps, as the cascade of a convolution with that dilation.
-
-        Raises:
-            ValueError: A stage before the last is strided; its taps would leave the dilated grid.
-        """
-        if dilation == (1, 1):
-            return self
-        if any(stage.stride != (1, 1) for stage in self.stages[:-1]):
-            raise ValueError("only the last stage of a dilated cascade may be strided")
+        """Spread the taps, as the cascade of a convolution with that dilation."""
         (dy, dx) = dilation
         return Structure(
             tuple(
@@ -230,11 +222,7 @@ class Cascade:
         return kernel.flatten(0, 1)
 
     def dilated(self, dilation: Pair) -> Cascade:
-        """Spread the taps, as the cascade of a convolution with that dilation.
-
-        Raises:
-            ValueError: A stage before the last is strided; its taps would leave the dilated grid.
-        """
+        """Spread the taps, as the cascade of a convolution with that dilation."""
         return self.structure.dilated(dilation).cascade([s.weight for s in self.stages])
 
     def noise_gain(self) -> float:

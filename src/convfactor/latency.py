@@ -1,0 +1,77 @@
+"""Wall-clock times of callables, interleaved."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+FEWEST_ROUNDS = 3
+MOST_ROUNDS = 60
+SHORTEST_SAMPLE = 1e-3
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds that a call took.
+
+    Attributes:
+        median: The figure to quote.
+        low: Lower quartile.
+        high: Upper quartile.
+    """
+
+    median: float
+    low: float
+    high: float
+
+
+def compare(
+    calls: Sequence[Callable[[], object]], device: torch.device, seconds: float = 0.3
+) -> list[Timing]:
+    """Time several callables in turn, A B A B ..., so that a drift of the machine hits all alike.
+
+    Args:
+        calls: What to time; gradients are off.
+        device: Where they run; it is synchronised around every call.
+        seconds: About how long to measure in all, warm-up not counted.
+    """
+    samples: list[list[float]] = [[] for _ in calls]
+    with torch.no_grad():
+        for call in calls:
+            _timed(call, device, 1)
+        # Short calls are repeated, so that the clock and the synchronisation do not count.
+        repeats = [math.ceil(SHORTEST_SAMPLE / _timed(call, device, 1)) for call in calls]
+        end = time.perf_counter() + seconds
+        for round_ in range(MOST_ROUNDS):
+            if round_ >= FEWEST_ROUNDS and time.perf_counter() > end:
+                break
+            for call, count, taken in zip(calls, repeats, samples, strict=True):
+                taken.append(_timed(call, device, count))
+    return [_summary(taken) for taken in samples]
+
+
+def _timed(call: Callable[[], object], device: torch.device, count: int) -> float:
+    """Seconds of one call, the mean of some in a row."""
+    _synchronize(device)
+    start = time.perf_counter()
+    for _ in range(count):
+        call()
+    _synchronize(device)
+    return (time.perf_counter() - start) / count
+
+
+def _synchronize(device: torch.device) -> None:
+    """Wait for the device."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def _summary(samples: Sequence[float]) -> Timing:
+    """Median and quartiles."""
+    low, median, high = statistics.quantiles(samples, n=4)
+    return Timing(median, low, high)

@@ -1,0 +1,314 @@
+"""What to do with every large kernel of a model, and the files it is kept in."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import os
+import platform
+import tempfile
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import cattrs
+import torch
+from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, override
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from convfactor import report, rewrite
+from convfactor.bounds import Bounds
+from convfactor.cascade import Cascade, Structure
+from convfactor.geometry import ConvGeometry
+from convfactor.latency import Timing
+from convfactor.sites import InputShape, Kind
+from convfactor.verification import OutputErrors
+
+FORMAT = 1
+PLAN_FILE, WEIGHTS_FILE = "plan.json", "cascades.safetensors"
+
+MemoryFormat = Literal["as given", "channels_last"]
+Decision = Literal["replaced", "kept"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the user asked for.
+
+    Attributes:
+        tolerance: Largest relative error of a layer.
+        objective: What is minimised: measured time, or multiplies.
+        min_speedup: Speed-up from which a replacement is worth it.
+        structures: Whether the separable pair may be taken as well as cascades of 3x3 stages.
+        min_kernel_size: Longer side from which a kernel is large.
+        seed: Seed of everything drawn at random.
+    """
+
+    tolerance: float = 1e-2
+    objective: Literal["latency", "macs"] = "latency"
+    min_speedup: float = 1.05
+    structures: Literal["auto", "cascade"] = "auto"
+    min_kernel_size: int = 5
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Environment:
+    """Where a plan was made; its times hold there."""
+
+    torch_version: str
+    device: str
+    machine: str
+    threads: int
+
+    @classmethod
+    def current(cls, device: torch.device) -> Environment:
+        """Describe this process."""
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        return cls(
+            torch_version=str(torch.__version__),
+            device=name,
+            machine=f"{platform.machine()}, {os.cpu_count()} cores",
+            threads=torch.get_num_threads(),
+        )
+
+
+@dataclass(frozen=True)
+class Entry:
+    """The decision on one large kernel and what led to it.
+
+    Attributes:
+        name: What the layer is called in the table.
+        kind: Module or functional call.
+        owners: Qualified names of the module, or of the module whose forward makes the call.
+        weight_name: Qualified name of the weight.
+        dtype: Dtype of the weight.
+        kernel_size: Taps per side.
+        geometry: The convolution's integers, None where it is not a 2-D convolution.
+        shapes: Input shapes of the calls, with their numbers in one run of the model.
+        decision: What is to be done.
+        reason: Why.
+        missed: Whether it was kept because nothing fast enough met the tolerance.
+        fingerprint: Digest of the weight that the cascade stands in for.
+        structure: The cascade, in input pixels.
+        memory_format: Format in which its stages run.
+        error: Relative error that the tolerance bounds.
+        errors: Errors on held-out data; None without calibration.
+        weight_error: Relative error of the composed kernel in the metric of the fit.
+        bounds: Worst-case bounds of the output error.
+        before: Seconds of the original in the better memory format, all calls of one run.
+        after: Seconds of the cascade, conversions included.
+        macs_before: Multiplies per output pixel of the original.
+        macs_after: Multiplies per output pixel of the cascade.
+    """
+
+    name: str
+    kind: Kind
+    owners: tuple[str, ...]
+    weight_name: str
+    dtype: str
+    kernel_size: tuple[int, ...]
+    geometry: ConvGeometry | None
+    shapes: tuple[tuple[InputShape, int], ...]
+    decision: Decision
+    reason: str
+    missed: bool = False
+    fingerprint: str = ""
+    structure: Structure | None = None
+    memory_format: MemoryFormat = "as given"
+    error: float | None = None
+    errors: OutputErrors | None = None
+    weight_error: float | None = None
+    bounds: Bounds | None = None
+    before: Timing | None = None
+    after: Timing | None = None
+    macs_before: int | None = None
+    macs_after: int | None = None
+
+    @property
+    def replaced(self) -> bool:
+        """Whether the layer is to be replaced."""
+        return self.decision == "replaced"
+
+    @property
+    def torch_format(self) -> torch.memory_format | None:
+        """Memory format for the layer that runs the cascade."""
+        return torch.channels_last if self.memory_format == "channels_last" else None
+
+
+@dataclass(frozen=True)
+class WholeModel:
+    """The model before and after, on held-out inputs (the example inputs without calibration).
+
+    Attributes:
+        errors: Relative errors of the outputs, one per output tensor.
+        before: Seconds of the original in the better memory format; None where nothing is timed.
+        after: Seconds of the rewritten model.
+        memory_format: The format in which the rewritten model was faster, and is returned.
+    """
+
+    errors: tuple[float, ...]
+    before: Timing | None
+    after: Timing | None
+    memory_format: MemoryFormat
+
+
+@dataclass(frozen=True, eq=False)
+class Replacement:
+    """The tensors of one replaced layer; also what ``CascadeConv2d`` is built from.
+
+    Attributes:
+        cascade: The cascade in the layer's dtype.
+        bias_shift: Float64 (C_out,).
+    """
+
+    cascade: Cascade
+    bias_shift: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Decisions on every large kernel of one model; printing it gives the report.
+
+    Attributes:
+        entries: The decisions in the order of the calls.
+        settings: What was asked for.
+        environment: Where it was measured.
+        metric: What the errors were measured on.
+        replacements: The cascades, by index into ``entries``.
+        whole: The whole model before and after; None where nothing was applied.
+    """
+
+    entries: tuple[Entry, ...]
+    settings: Settings
+    environment: Environment
+    metric: str
+    replacements: dict[int, Replacement] = field(default_factory=dict)
+    whole: WholeModel | None = None
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        """Rewrite a copy of a model; the model itself is not touched.
+
+        Args:
+            model: The model that was planned, or one with the same layers and weights.
+
+        Raises:
+            PlanMismatchError: A layer is missing, or its weight is not the planned one.
+        """
+        fast = rewrite.apply(copy.deepcopy(model), self)
+        if self.whole is not None and self.whole.memory_format == "channels_last":
+            fast = channels_last(fast)
+        return fast
+
+    def extended(self, entry: Entry, replacement: Replacement | None) -> Plan:
+        """Add one decision."""
+        added = {} if replacement is None else {len(self.entries): replacement}
+        return replace(
+            self, entries=(*self.entries, entry), replacements={**self.replacements, **added}
+        )
+
+    def without(self, index: int, reason: str) -> Plan:
+        """Keep one layer after all."""
+        entry = replace(self.entries[index], decision="kept", reason=reason)
+        entries = (*self.entries[:index], entry, *self.entries[index + 1 :])
+        left = {i: r for i, r in self.replacements.items() if i != index}
+        return replace(self, entries=entries, replacements=left)
+
+    def __str__(self) -> str:
+        """Table of the decisions with the whole model under it."""
+        return report.render(self)
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write the plan as JSON and its cascades as safetensors; no pickle.
+
+        Each file is replaced at once, so that an interrupted run leaves the older ones whole.
+
+        Args:
+            folder: Made if it does not exist.
+        """
+        path = Path(folder)
+        path.mkdir(parents=True, exist_ok=True)
+        tensors = {}
+        for i, replacement in self.replacements.items():
+            for j, stage in enumerate(replacement.cascade.stages):
+                tensors[f"{i}.stages.{j}.weight"] = _plain(stage.weight)
+            tensors[f"{i}.bias_shift"] = _plain(replacement.bias_shift)
+        record = {"format": FORMAT, **_converter().unstructure(self)}
+        text = json.dumps(record, indent=2, allow_nan=False)
+        with tempfile.TemporaryDirectory(dir=path) as scratch:
+            save_file(tensors, Path(scratch) / WEIGHTS_FILE)
+            (Path(scratch) / PLAN_FILE).write_text(text + "\n", encoding="utf-8")
+            for name in (WEIGHTS_FILE, PLAN_FILE):
+                os.replace(Path(scratch) / name, path / name)
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> Plan:
+        """Read a plan that ``save`` wrote.
+
+        Raises:
+            FileNotFoundError: The folder does not hold a plan.
+            ValueError: The files are damaged, or of another format.
+        """
+        path = Path(folder)
+        for name in (PLAN_FILE, WEIGHTS_FILE):
+            if not (path / name).is_file():
+                raise FileNotFoundError(f"folder must hold {PLAN_FILE} and {WEIGHTS_FILE}: {path}")
+        try:
+            record = dict(json.loads((path / PLAN_FILE).read_text(encoding="utf-8")))
+            found = record.pop("format", None)
+            if found != FORMAT:
+                raise ValueError(f"format must be {FORMAT}, got {found!r}")
+            plan = _converter().structure(record, cls)
+            tensors = load_file(path / WEIGHTS_FILE)
+            return replace(plan, replacements=_replacements(plan.entries, tensors))
+        except Exception as error:  # whatever a damaged file leads the readers to raise
+            raise ValueError(f"{path} does not hold a plan that can be read: {error}") from error
+
+
+def channels_last(model: nn.Module) -> nn.Module:
+    """Bring the weights of 2-D convolutions into channels_last; ``model.to`` refuses 3-D ones."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.dim() == 4:
+            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+    return model
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """Copy a tensor to memory of its own, as safetensors wants it."""
+    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+
+
+def _replacements(entries: tuple[Entry, ...], tensors: dict[str, Tensor]) -> dict[int, Replacement]:
+    """Pair the structures with their weights."""
+    found = {}
+    for i, entry in enumerate(entries):
+        if entry.replaced and entry.structure is not None:
+            weights = [
+                tensors[f"{i}.stages.{j}.weight"] for j in range(len(entry.structure.stages))
+            ]
+            cascade = entry.structure.cascade(weights)
+            found[i] = Replacement(cascade, tensors[f"{i}.bias_shift"])
+    return found
+
+
+def _converter() -> cattrs.Converter:
+    """Converter to JSON's types; JSON has no infinity, so it is written as a string."""
+    converter = cattrs.Converter(forbid_extra_keys=True)
+
+    def write(value: float) -> Any:
+        return value if math.isfinite(value) else str(value)
+
+    converter.register_unstructure_hook(float, write)
+    elsewhere = override(omit=True)  # tensors are not for JSON
+    converter.register_unstructure_hook(
+        Plan, make_dict_unstructure_fn(Plan, converter, replacements=elsewhere)
+    )
+    converter.register_structure_hook(
+        Plan,
+        make_dict_structure_fn(
+            Plan, converter, _cattrs_forbid_extra_keys=True, replacements=elsewhere
+        ),
+    )
+    return converter

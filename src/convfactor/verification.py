@@ -1,0 +1,128 @@
+"""The error of a rewritten layer or model on data that no fit has seen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from convfactor.geometry import ConvGeometry
+
+
+@dataclass(frozen=True)
+class OutputErrors:
+    """Errors of an output: root mean square over the standard deviation of the true output.
+
+    Attributes:
+        pooled: Over everything; the figure that the tolerance bounds.
+        worst_batch: The largest over the batches, relative to the pooled deviation.
+        worst_channel: The largest over the output channels, each relative to its own deviation.
+        border: Over the pixels that read padding, relative to the pooled deviation; None where
+            there are none.
+    """
+
+    pooled: float
+    worst_batch: float
+    worst_channel: float
+    border: float | None
+
+
+class ErrorMeter:
+    """Running sums over pairs of a true output and a rewritten one."""
+
+    def __init__(self) -> None:
+        """Start with nothing seen."""
+        self._count = 0.0
+        self._sum: Tensor | None = None
+        self._squares: Tensor | None = None
+        self._wrong: Tensor | None = None
+        self._worst_batch = 0.0
+        self._border = [0.0, 0.0]
+
+    def add(self, true: Tensor, got: Tensor, border: Tensor | None = None) -> None:
+        """Take in one batch.
+
+        Args:
+            true: Output of the original, (N, C, H, W) or (C, H, W).
+            got: Output of the rewrite, of the same shape.
+            border: Bool (H, W), True where a pixel reads padding.
+        """
+        if true.dim() == 3:
+            true, got = true[None], got[None]
+        exact = true.to(torch.float64)
+        wrong = (got.to(torch.float64) - exact).square()
+        sums = exact.sum((0, 2, 3)), exact.square().sum((0, 2, 3)), wrong.sum((0, 2, 3))
+        if self._sum is None or self._squares is None or self._wrong is None:
+            self._sum, self._squares, self._wrong = sums
+        else:
+            self._sum, self._squares = self._sum + sums[0], self._squares + sums[1]
+            self._wrong = self._wrong + sums[2]
+        self._count += exact.numel() / exact.shape[1]
+        self._worst_batch = max(self._worst_batch, float(wrong.mean()))
+        if border is not None and border.any():
+            rim = wrong[..., border]
+            self._border = [self._border[0] + float(rim.sum()), self._border[1] + rim.numel()]
+
+    def errors(self) -> OutputErrors:
+        """Finish the sums.
+
+        Raises:
+            ValueError: Nothing was added.
+        """
+        if self._sum is None or self._squares is None or self._wrong is None:
+            raise ValueError("no outputs were compared")
+        variance = (self._squares - self._sum.square() / self._count).clamp_min(0) / self._count
+        wrong = self._wrong / self._count
+        pooled = float(variance.mean())
+        border = self._border[0] / self._border[1] if self._border[1] else None
+        return OutputErrors(
+            pooled=_ratio(float(wrong.mean()), pooled),
+            worst_batch=_ratio(self._worst_batch, pooled),
+            worst_channel=max(
+                _ratio(w, v) for w, v in zip(wrong.tolist(), variance.tolist(), strict=True)
+            ),
+            border=None if border is None else _ratio(border, pooled),
+        )
+
+
+def layer_errors(
+    original: Callable[[Tensor], Tensor],
+    rewritten: Callable[[Tensor], Tensor],
+    batches: Iterable[Sequence[Tensor]],
+    geometry: ConvGeometry,
+) -> OutputErrors:
+    """Compare two layers on full outputs, borders included, in the dtype of the inputs.
+
+    Args:
+        original: The layer as it was.
+        rewritten: What takes its place.
+        batches: Per batch the inputs of the layer's calls.
+        geometry: The layer's geometry, which says which outputs read padding.
+    """
+    meter = ErrorMeter()
+    with torch.no_grad():
+        for batch in batches:
+            for x in batch:
+                border = reads_padding(geometry, (x.shape[-2], x.shape[-1]))
+                meter.add(original(x), rewritten(x), border.to(x.device))
+    return meter.errors()
+
+
+def reads_padding(geometry: ConvGeometry, size: tuple[int, int]) -> Tensor:
+    """Mark the output pixels whose patch holds padding, bool (H_out, W_out)."""
+    left, right, top, bottom = geometry.padding
+    sides = []
+    for i, (before, after) in enumerate(((top, bottom), (left, right))):
+        first = torch.arange(geometry.output_size(*size)[i]) * geometry.stride[i] - before
+        sides.append((first < 0) | (first + geometry.extent[i] > size[i]) & (after > 0))
+    return sides[0][:, None] | sides[1][None, :]
+
+
+def _ratio(wrong: float, power: float) -> float:
+    """Square root of a ratio of powers; an output that never varies has no scale of error."""
+    if power == 0:
+        return 0.0 if wrong == 0 else math.inf
+    return math.sqrt(wrong / power)
