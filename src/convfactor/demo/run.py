@@ -1,0 +1,111 @@
+"""The demo: optimize SRCNN, and show what that does to pictures and times."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+import convfactor
+from convfactor.demo import network, photographs
+
+RIM = 6
+CROP = 384
+DETAIL = (slice(24, 204), slice(150, 330))
+
+
+def demo(output: Path, tolerance: float) -> None:
+    """Optimize the demo's network on its training photographs and judge it on the others.
+
+    Prints the plan and the quality on the test photographs, and saves the plan and a picture.
+
+    Args:
+        output: Folder for the plan and the picture.
+        tolerance: Largest relative error of a layer.
+
+    Raises:
+        ImportError: The packages of the extra ``demo`` are missing.
+    """
+    model = network.load()
+    testing = {name: photographs.crop(luma) for name, luma in photographs.testing().items()}
+    inputs = {name: photographs.degrade(luma) for name, luma in testing.items()}
+    example = inputs["astronaut"]
+    fast, plan = convfactor.optimize(
+        model,
+        example,
+        tolerance,
+        calibration=[photographs.degrade(_middle(p)) for p in photographs.training().values()],
+    )
+    plan.save(output)
+    print(plan)
+    print()
+    with torch.no_grad():
+        results = {
+            name: (x, model(x).clamp(0, 1), fast(x).clamp(0, 1)) for name, x in inputs.items()
+        }
+    Console(width=100).print(_quality(testing, results))
+    picture = output / "comparison.png"
+    _draw(testing["astronaut"], results["astronaut"], picture)
+    parameters = [sum(p.numel() for p in m.parameters()) for m in (model, fast)]
+    print(f"parameters: {parameters[0]} -> {parameters[1]}")
+    print(f"plan and picture: {output}")
+
+
+def _middle(luma: Tensor) -> Tensor:
+    """Cut out the middle of a photograph."""
+    height, width = luma.shape[-2:]
+    top, left = max(0, (height - CROP) // 2), max(0, (width - CROP) // 2)
+    return luma[..., top : top + CROP, left : left + CROP]
+
+
+def _quality(
+    testing: dict[str, Tensor], results: dict[str, tuple[Tensor, Tensor, Tensor]]
+) -> Table:
+    """Table of PSNR on the test photographs."""
+    table = Table(
+        title="PSNR (dB) on photographs that neither training nor calibration has seen",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+    )
+    table.add_column("photograph")
+    for title in ("bicubic", "original", "optimized", "change", "change, rim included"):
+        table.add_column(title, justify="right")
+    for name, true in testing.items():
+        scores = [photographs.psnr(y, true, RIM) for y in results[name]]
+        whole = [photographs.psnr(y, true) for y in results[name]]
+        table.add_row(
+            name,
+            *(f"{score:.2f}" for score in scores),
+            f"{scores[2] - scores[1]:+.3f}",
+            f"{whole[2] - whole[1]:+.3f}",
+        )
+    return table
+
+
+def _draw(true: Tensor, results: tuple[Tensor, Tensor, Tensor], path: Path) -> None:
+    """Save a detail of the input, both outputs and their difference."""
+    from matplotlib.figure import Figure
+
+    degraded, original, optimized = (x[0, 0][DETAIL].numpy() for x in results)
+    scores = [photographs.psnr(y, true, RIM) for y in results]
+    figure = Figure(figsize=(13, 3.9), layout="constrained")
+    axes = figure.subplots(1, 4)
+    titles = (
+        f"input (bicubic), {scores[0]:.2f} dB",
+        f"original output, {scores[1]:.2f} dB",
+        f"optimized output, {scores[2]:.2f} dB",
+    )
+    for axis, title, image in zip(axes, titles, (degraded, original, optimized), strict=False):
+        axis.imshow(image, cmap="gray", vmin=0, vmax=1)
+        axis.set_title(title)
+    limit = 0.1
+    shown = axes[3].imshow(optimized - original, cmap="RdBu", vmin=-limit, vmax=limit)
+    axes[3].set_title("optimized - original")
+    figure.colorbar(shown, ax=axes[3], shrink=0.85)
+    for axis in axes:
+        axis.set_axis_off()
+    figure.savefig(path, dpi=110)
