@@ -13,6 +13,7 @@ from convfactor.geometry import ConvGeometry, pair
 sides = st.tuples(st.integers(1, 4), st.integers(1, 4))
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even:UserWarning")
 @given(sides, sides, sides, st.sampled_from([0, 1, (2, 0), (0, 3), "valid", "same"]), sides)
 def test_output_size_is_the_modules(kernel, stride, dilation, padding, extra):
     stride = (1, 1) if padding == "same" else stride

@@ -245,14 +245,14 @@ def test_a_model_that_was_not_planned_is_refused_and_left_alone(planned, spoil, 
     assert list(model.modules()) == modules
 
 
-def test_depthwise_stride_dilation_and_padding_modes():
+def test_groups_stride_dilation_and_padding_modes():
     model = nn.Sequential(
         conv(groups=2, size=7, padding_mode="reflect"),
         conv(dilation=2, padding="same", padding_mode="circular"),
-        conv(stride=2, padding=(1, 0), padding_mode="replicate"),
+        conv(stride=2, dilation=2, padding=(1, 0), padding_mode="replicate"),
     )
     fast = rewritten(model, images(size=21))
-    assert [layer.geometry.dilation for layer in fast] == [(1, 1), (2, 2), (1, 1)]
+    assert [layer.geometry.dilation for layer in fast] == [(1, 1), (2, 2), (2, 2)]
     assert_close(fast, model, images(size=22))
 
 

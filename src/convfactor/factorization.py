@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any, Literal
 
 import torch
@@ -85,7 +86,7 @@ class Factorizer:
         kernel: The convolution.
         moments: Moments of its input patches, or None for white noise.
         preserve_dc: Whether to keep every kernel's sum exactly.
-        ridge: Weight of the stages' squared norm.
+        ridge: White noise added to the input patches, relative to their mean power.
         seed: Seed of the random starts.
     """
 
@@ -133,7 +134,7 @@ class Factorizer:
         """Apply the constraint, round to the weight's dtype and compute the errors."""
         problem = self.problem(cascade.structure) if problem is None else problem
         if self.preserve_dc:
-            cascade = constraints.preserve_dc(problem, cascade).balanced()
+            cascade = constraints.preserve_dc(problem, cascade)
         rounded = cascade.to(self.weight.dtype)
         residual = problem.residual(rounded)
         wrong, total = problem.power(residual), problem.power(problem.target)
@@ -190,7 +191,8 @@ def factorize(
         dilation: Dilation of the convolution.
         groups: Groups of the convolution.
         preserve_dc: Keep the sum of every kernel exactly (a zero-sum wavelet stays admissible).
-        ridge: Weight of the squared norm of the stages, relative to the kernel's.
+        ridge: White noise added to the input patches, relative to their mean power; it keeps the
+            composed kernel near the original where the moments do not say.
         solver: "auto", or "alternating" for the original gradient descent with restarts.
         seed: Seed of the random starts.
         strict: Raise where the tolerance is not met.
@@ -364,7 +366,7 @@ def check_tolerance(tolerance: float) -> None:
     Raises:
         ValueError: It is not.
     """
-    if not (tolerance > 0 and math.isfinite(tolerance)):
+    if not (isinstance(tolerance, Real) and tolerance > 0 and math.isfinite(tolerance)):
         raise ValueError(f"tolerance must be a positive number, got {tolerance!r}")
 
 

@@ -19,11 +19,11 @@ def reporting(show: bool | None) -> Iterator[Progress]:
     console = Console(stderr=True)
     hidden = not (console.is_terminal if show is None else show)
     with Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        TextColumn("{task.fields[detail]}"),
+        TextColumn("{task.fields[detail]}", markup=False),
         console=console,
         disable=hidden,
         transient=True,

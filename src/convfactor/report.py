@@ -15,7 +15,7 @@ from convfactor.latency import Timing
 if TYPE_CHECKING:
     from convfactor.plans import Entry, Plan, WholeModel
 
-WIDTH = 118
+WIDTH = 128
 
 
 def render(plan: Plan) -> str:
@@ -30,13 +30,14 @@ def render(plan: Plan) -> str:
     table.add_column("layer", overflow="fold")
     table.add_column("kernel", no_wrap=True)
     table.add_column("decision", no_wrap=True)
-    table.add_column("stages (hidden widths)", overflow="fold", max_width=26)
+    table.add_column("stages (hidden widths)", overflow="fold", max_width=24)
     table.add_column("error", justify="right", no_wrap=True)
     table.add_column("worst\nbatch", justify="right", no_wrap=True)
+    table.add_column("worst\nchannel", justify="right", no_wrap=True)
     table.add_column("border", justify="right", no_wrap=True)
     table.add_column("before\n(ms)", justify="right", no_wrap=True)
     table.add_column("after\n(ms)", justify="right", no_wrap=True)
-    table.add_column("reason", overflow="fold", min_width=24)
+    table.add_column("reason", overflow="fold", min_width=28)
     for entry in plan.entries:
         table.add_row(*_row(entry))
     buffer = io.StringIO()
@@ -82,6 +83,7 @@ def _row(entry: Entry) -> tuple[str, ...]:
         structure,
         _percent(entry.error),
         _percent(None if errors is None else errors.worst_batch),
+        _percent(None if errors is None else errors.worst_channel),
         _percent(None if errors is None else errors.border),
         _milliseconds(entry.before),
         _milliseconds(entry.after),
@@ -99,7 +101,7 @@ def _footer(plan: Plan) -> str:
     replaced = sum(entry.replaced for entry in plan.entries)
     count = len(plan.entries)
     text = f"{replaced} of {count} large-kernel {'layer' if count == 1 else 'layers'} replaced"
-    return text if plan.whole is None else f"{text}; {_whole(plan.whole)}"
+    return text if plan.whole is None else f"{text}\n{_whole(plan.whole)}"
 
 
 def _whole(whole: WholeModel) -> str:

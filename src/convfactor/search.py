@@ -52,7 +52,7 @@ class Ladder(Generic[A]):
     def cheapest(self) -> A | None:
         """Solution of the cheapest rung that meets the tolerance, or None; see ``finished``."""
         low = -1
-        if self._tolerance < EXACT:
+        if self._tolerance <= EXACT:
             # An exact answer is reached at its own width and crept up to at larger ones.
             exact = self._narrowest(EXACT, 10.0, low)
             if exact is None:
@@ -78,10 +78,6 @@ class Ladder(Generic[A]):
     def widest(self) -> A | None:
         """Full solution of the widest rung."""
         return self._attempt(len(self._rungs) - 1, "full") if self._rungs else None
-
-    def _promises(self, rung: int) -> bool:
-        """Whether a draft solve brings a rung under the tolerance already."""
-        return self._attempt(rung, "draft").error <= self._tolerance
 
     def _narrowest(self, tolerance: float, slack: float, low: int) -> int | None:
         """Bisect for the cheapest rung above ``low`` with an error within a tolerance."""

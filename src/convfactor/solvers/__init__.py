@@ -33,7 +33,7 @@ def solve(
         structure: The structure to fill.
         starts: Cascades of this structure or a smaller one to start from as well.
         seed: Seed of the random starts.
-        ridge: Weight of the squared norm of the stages, relative to the target's.
+        ridge: White noise added to the input patches, relative to their mean power.
         effort: "draft" for an answer good enough to search with, "full" for the best one.
     """
     solver = levenberg.solve if levenberg.handles(problem, structure) else dense.solve

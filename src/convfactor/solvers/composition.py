@@ -165,7 +165,7 @@ class Composition:
         return self.layout.windows(kernel, 0)
 
     def pull(self, kernel: Tensor) -> Tensor:
-        """Gradient (batch, weights) of ``sum(composed * kernel)`` for a kernel like the composed."""
+        """Gradient (batch, weights) of ``sum(composed * kernel)`` for a given kernel."""
         layout = self.layout
         parts = []
         for stage in range(layout.stages - 1, 0, -1):

@@ -19,6 +19,7 @@ from convfactor.solvers.problem import Problem
 from convfactor.solvers.reduction import Reduction
 
 _TRIAL = 50
+_LONG_TRIAL = 400
 _DRAWING = 1.5e8
 _DRAWS = 6
 _EXACT = 1e-28
@@ -89,7 +90,7 @@ def solve(
         )
     layout, reduction = Layout.of(structure), Reduction.of(problem, structure, ridge)
     generator = torch.Generator().manual_seed(seed)
-    given = [_scaled(embed(start, structure, generator), layout, reduction) for start in starts]
+    given = [_scaled(embed(start, structure, seed), layout, reduction) for start in starts]
     # White noise does not tell a kernel from its transpose, so both get the same, cheaper, answer.
     turned = reduction.covariance is None and layout.channels[0] > layout.channels[-1]
     if turned:
@@ -100,7 +101,8 @@ def solve(
     draws = min(int(_DRAWING / _work(layout, reduction)), _DRAWS)
     flats.append(drawn(layout, draws * problem.groups, generator).to(flats[0].device))
     flats = [_refit(layout, reduction, torch.cat(flats)), *given]
-    flat = _descend(layout, reduction, torch.cat(flats), _LIMITS[effort], progress)
+    trial = _LONG_TRIAL if draws else _TRIAL
+    flat = _descend(layout, reduction, torch.cat(flats), trial, _LIMITS[effort], progress)
     if turned:
         flat, layout = layout.transpose(flat), layout.transposed
     weights = layout.split(flat)
@@ -135,17 +137,18 @@ def _descend(
     layout: Layout,
     reduction: Reduction,
     flat: Tensor,
+    trial: int,
     limits: _Limits,
     progress: Callable[[float, float], None] | None,
 ) -> Tensor:
-    """Descend from all starts, (starts * groups, weights), to the best of each group."""
+    """Descend from (starts * groups, weights), after a trial only from each group's best."""
     groups = len(reduction.target)
     descent = Descent(layout, reduction, flat)
     allowed = limits.work / _work(layout, reduction)
     iterations = round(min(max(allowed, limits.least), limits.most))
     history: list[float] = []
     for iteration in range(iterations):
-        if iteration == _TRIAL:
+        if iteration == trial:
             descent.keep(_best(descent.loss, groups))
         descent.step()
         history.append(float(descent.loss.view(-1, groups).amin(0).mean()))
@@ -153,7 +156,7 @@ def _descend(
             progress((iteration + 1) / iterations, math.sqrt(history[-1]))
         if history[-1] < _EXACT:
             break
-        earlier = history[-1 - limits.window] if iteration >= _TRIAL + limits.window else math.inf
+        earlier = history[-1 - limits.window] if iteration >= trial + limits.window else math.inf
         if history[-1] > (1 - limits.settled) * earlier:
             break
     return descent.flat[_best(descent.loss, groups)]

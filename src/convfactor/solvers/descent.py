@@ -12,7 +12,6 @@ from convfactor.solvers.spectral import Preconditioner, Spectrum
 _MEMORY = 10
 _EARLY = (2, 5, 10, 15)
 _REFRESH = 25
-_RESCALE = 4
 _ARMIJO = 1e-4
 
 
@@ -96,9 +95,8 @@ class Descent:
         del self._pairs[:-_MEMORY]
         if bool(stuck.any()):
             self._pairs = [(s, y, torch.where(stuck, 0.0, r)) for s, y, r in self._pairs]
-        if self._iteration < 2 * _REFRESH or self._iteration % _RESCALE == 0:
-            seen = _dot(bend, self._inverse(bend))
-            self._scale = torch.where((inverse > 0) & (seen > 0), curvature / seen, self._scale)
+        seen = _dot(bend, self._inverse(bend))
+        self._scale = torch.where((inverse > 0) & (seen > 0), curvature / seen, self._scale)
 
     def _turn(self) -> Tensor:
         """Direction of descent by the two-loop recursion (Nocedal 1980)."""

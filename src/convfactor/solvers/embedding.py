@@ -14,7 +14,7 @@ from convfactor.geometry import Pair
 from convfactor.solvers.composition import Layout
 
 
-def embed(start: Cascade, structure: Structure, generator: torch.Generator) -> Tensor:
+def embed(start: Cascade, structure: Structure, seed: int = 0) -> Tensor:
     """Write a smaller cascade as one of the structure, with the same composed kernel.
 
     Hidden channels that the start lacks read at random and are not read; a stage that it lacks
@@ -23,7 +23,7 @@ def embed(start: Cascade, structure: Structure, generator: torch.Generator) -> T
     Args:
         start: Cascade of no more stages, channels and taps.
         structure: The structure to embed in.
-        generator: For the new channels.
+        seed: For the new channels.
 
     Returns:
         Float64 (groups, weights), in the order of ``Layout``.
@@ -41,6 +41,7 @@ def embed(start: Cascade, structure: Structure, generator: torch.Generator) -> T
             f"starts must hold cascades of the structure {structure} at {structure.offset} "
             f"or of a smaller one, got {own} at {own.offset}"
         )
+    generator = torch.Generator().manual_seed(seed)
     layout, groups = Layout.of(structure), structure.groups
     active = layout.channels[0]
     stages = iter(start.stages)

@@ -176,7 +176,7 @@ def _strength(basis: Tensor, power: Tensor, phase: Tensor) -> Tensor:
     """Power along each basis vector at each frequency, (batch, frequencies, in * kH * kW)."""
     taps = basis.unflatten(1, (power.shape[-1], -1)).to(torch.complex128)
     response = torch.einsum("bmqk,wq->bwkm", taps, phase)
-    return torch.linalg.vecdot(response, response @ power.mT).real
+    return torch.linalg.vecdot(response, response @ power).real
 
 
 def _invert(blocks: Tensor) -> Tensor:

@@ -1,0 +1,232 @@
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, load_model, save_file, save_model
+from tiny import batches, conv, images
+
+from convfactor import Plan, __version__
+from convfactor.cli import main
+
+MODULE = """
+import torch
+from tiny import batches, conv
+from torch import nn
+
+def net():
+    return nn.Sequential(nn.Conv2d(2, 2, 5, padding=2), nn.ReLU())
+
+def tied():
+    a, b = nn.Conv2d(2, 2, 5, padding=2), nn.Conv2d(2, 2, 5, padding=2)
+    b.weight, b.bias = a.weight, a.bias
+    return nn.Sequential(a, b)
+
+def data():
+    yield from batches(4)
+
+class Branch(nn.Sequential):
+    def forward(self, x):
+        return super().forward(x) if x.sum().item() > 0 else x
+
+def branch():
+    return Branch(conv())
+
+def rough():
+    torch.manual_seed(0)
+    return net()
+
+def string():
+    return "net"
+
+def breaks():
+    raise KeyError("no such thing")
+
+number = 3
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A working folder with a module ``mine`` in it."""
+    (tmp_path / "mine.py").write_text(MODULE)
+    (tmp_path / "wrong.py").write_text("def net(:\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    yield tmp_path
+    for name in ("mine", "wrong"):
+        sys.modules.pop(name, None)
+
+
+def run(*arguments: str) -> int:
+    try:
+        return main(arguments)
+    except SystemExit as stop:  # argparse
+        return int(stop.code or 0)
+
+
+def optimize(model: str = "mine:net", *more: str) -> int:
+    given = ["--input", "1x2x12x12", "--output", "out", "--tolerance", "0.001"]
+    return run("optimize", model, *given, "--objective", "macs", *more)
+
+
+@pytest.fixture
+def state():
+    return {"0.weight": conv().weight.detach(), "0.bias": torch.ones(2)}
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "pt"])
+@pytest.mark.parametrize("calibration", [None, "data.npz", "mine:data"])
+def test_everything_is_written_and_can_be_loaded(folder, capsys, state, kind, calibration):
+    if kind == "pt":
+        torch.save(state, "weights.pt")
+    else:
+        save_file(state, "weights.safetensors")
+    np.savez("data.npz", *[batch.numpy() for batch in batches(4)])
+    more = [] if calibration is None else ["--calibration", calibration]
+    assert optimize("mine:net", "--weights", f"weights.{kind}", *more) == 0
+
+    out, err = capsys.readouterr()
+    plan = Plan.load("out")
+    assert out == f"{plan}\n" == (folder / "out" / "table.txt").read_text()
+    assert ("calibration batches" in out) == (calibration is not None)
+    assert err.splitlines()[-1].startswith("convfactor: wrote plan.json, cascades.safetensors")
+    assert len(list((folder / "out").iterdir())) == 5
+
+    import mine
+
+    model = mine.net()
+    model.load_state_dict(state)
+    fast = plan.apply(model)
+    assert len(plan.replacements) == 1
+    exported = torch.export.load("out/model.pt2").module()
+    torch.testing.assert_close(exported(images()), fast(images()))
+    torch.testing.assert_close(fast(images()), model(images()), rtol=1e-3, atol=1e-4)
+    with torch.no_grad():
+        for parameter in fast.parameters():
+            parameter.zero_()
+    load_model(fast, "out/model.safetensors")
+    assert torch.equal(fast(images()), plan.apply(model)(images()))
+    assert load_file("out/model.safetensors").keys() <= fast.state_dict().keys()
+
+    assert run("show", "out") == 0
+    assert capsys.readouterr().out == out
+
+
+def test_tied_weights_from_a_file_that_holds_them_once(folder):
+    model = torch.nn.Sequential(conv(), conv())
+    model[1].weight, model[1].bias = model[0].weight, model[0].bias
+    save_model(model, "weights.safetensors")
+    assert optimize("mine:tied", "--weights", "weights.safetensors") == 0
+    assert Plan.load("out").entries[0].owners == ("0", "1")
+
+
+def test_a_model_that_can_not_be_exported_is_optimized_all_the_same(folder, capsys):
+    assert optimize("mine:branch") == 0
+    out, err = capsys.readouterr()
+    assert "1 of 1 large-kernel layer replaced" in out
+    assert "model.pt2 was not written" in err
+    assert not (folder / "out" / "model.pt2").exists()
+
+
+def test_strict(folder, capsys):
+    assert optimize("mine:rough", "--strict") == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("convfactor: error: the tolerance of 0.001 is missed: 0 (")
+    assert optimize("mine:rough") == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["mine:nothing"], "mine has no function nothing"),
+        (["mine:number"], "mine has no function number"),
+        (["mine"], "must be given as MODULE:NAME, got 'mine'"),
+        (["nowhere:net"], "No module named 'nowhere'"),
+        (["wrong:net"], "can't be imported: SyntaxError"),
+        (["mine:breaks"], "raised KeyError"),
+        (["mine:string"], "must return a torch.nn.Module, got str"),
+        (["mine:net", "--weights", "absent.pt"], "--weights must be a file, got absent.pt"),
+        (["mine:net", "--weights", "mine.py"], "mine.py can't be read"),
+        (["mine:net", "--weights", "junk.safetensors"], "junk.safetensors can't be read"),
+        (["mine:net", "--weights", "other.safetensors"], "does not fit mine:net"),
+        (["mine:net", "--weights", "other.pt"], "does not fit mine:net"),
+        (["mine:net", "--weights", "list.pt"], "does not fit mine:net"),
+        (["mine:net", "--calibration", "absent.npz"], "--calibration must be a file"),
+        (["mine:net", "--calibration", "junk.npz"], "junk.npz can't be read"),
+        (["mine:net", "--calibration", "array.npz"], "array.npz can't be read"),
+        (["mine:net", "--calibration", "mine:number"], "mine has no function number"),
+        (["mine:net", "--calibration", "mine:breaks"], "raised KeyError"),
+        (["mine:net", "--calibration", "mine:net3"], "mine has no function net3"),
+        (["mine:net", "--calibration", "wide.npz"], "calibration batch 0 must look like"),
+        (["mine:net", "--calibration", "empty.npz"], "at least one batch"),
+        (["mine:net", "--calibration", "text.npz"], "text.npz can't be read"),
+        (["mine:net", "--input", "1x2x12x12"], "example_inputs must be what the model takes"),
+        (["mine:net", "--tolerance", "nan"], "tolerance must be a positive number"),
+        (["mine:net", "--tolerance", "0"], "tolerance must be a positive number"),
+        (["mine:net", "--min-speedup", "0"], "min_speedup must be"),
+        (["mine:net", "--device", "toaster"], "--device toaster can't be used"),
+        (["mine:net", "--output", "mine.py"], "mine.py"),
+    ],
+)
+def test_a_mistake_is_one_line_without_a_traceback(folder, capsys, arguments, message):
+    for name in ("junk.npz", "junk.safetensors"):
+        (folder / name).write_bytes(b"PK\x03\x04 this is no archive")
+    save_file({"1.weight": torch.ones(2)}, "other.safetensors")
+    torch.save({"1.weight": torch.ones(2)}, "other.pt")
+    torch.save([1, 2], "list.pt")
+    np.savez("wide.npz", np.zeros((2, 3, 12, 12), np.float32))
+    np.savez("empty.npz")
+    np.savez("text.npz", np.array(["a"]))
+    with open("array.npz", "wb") as file:
+        np.save(file, np.zeros(3))
+    assert optimize(*arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("convfactor: error: ")
+    assert message in err
+    assert "Traceback" not in err
+    assert not (folder / "out" / "plan.json").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["optimise"],
+        ["optimize"],
+        ["optimize", "mine:net", "--output", "out"],
+        ["optimize", "mine:net", "--output", "out", "--input", "1x2x"],
+        ["optimize", "mine:net", "--output", "out", "--input", "1x0x9x9"],
+        ["optimize", "mine:net", "--output", "out", "--input", "large"],
+        ["optimize", "mine:net", "--output", "out", "--input", "1x2", "--tolerance", "much"],
+        ["optimize", "mine:net", "--output", "out", "--input", "1x2", "--objective", "size"],
+        ["show"],
+        ["show", "nowhere"],
+    ],
+)
+def test_wrong_usage(folder, capsys, arguments):
+    assert run(*arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "Traceback" not in err
+    assert "convfactor" in err
+
+
+def test_help_and_version(capsys):
+    assert run("--version") == 0
+    assert capsys.readouterr().out.strip() == __version__
+    assert run("optimize", "--help") == 0
+    assert "MODULE:FACTORY" in capsys.readouterr().out
+
+
+def test_an_interrupted_run_says_how_to_go_on(folder, capsys, monkeypatch):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("convfactor.optimize", interrupt)
+    assert optimize() == 130
+    assert "run the same command again" in capsys.readouterr().err
