@@ -44,12 +44,14 @@ def test_the_header_says_what_the_errors_are(plan):
 
 def test_errors_and_times_are_shown(plan):
     time = Timing(0.0123, 0.01, 0.02)
-    errors = replace(plan.entries[0].errors, pooled=0.01, worst_batch=0.02, border=0.03)
+    errors = replace(
+        plan.entries[0].errors, pooled=0.01, worst_batch=0.02, worst_channel=0.025, border=0.03
+    )
     entry = replace(plan.entries[0], error=0.01, errors=errors, before=time, after=time)
     shown = replace(plan, entries=(entry,), whole=WholeModel((0.04,), time, time, "channels_last"))
-    assert "1.00% 2.00% 3.00% 12.3 12.3" in line(shown, "0")
+    assert "1.00% 2.00% 2.50% 3.00% 12.3 12.3" in line(shown, "0")
     assert str(shown).splitlines()[-1] == (
-        "1 of 1 large-kernel layer replaced; whole model: output error 4.00%; "
+        "whole model: output error 4.00%; "
         "12.3 ms [10..20] -> 12.3 ms [10..20] (1.00x, in channels_last)"
     )
 
