@@ -125,8 +125,9 @@ class Factorizer:
     ) -> Factorization:
         """Solve for a structure, round, and measure what came out."""
         problem = self.problem(structure)
+        aim = constraints.weigh_dc(problem) if self.preserve_dc else problem
         cascade = solve(
-            problem, structure, starts=starts, seed=self.seed, ridge=self.ridge, effort=effort
+            aim, structure, starts=starts, seed=self.seed, ridge=self.ridge, effort=effort
         )
         return self.measure(cascade, problem)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from convfactor.geometry import ConvGeometry, Pair
 
-PATCHES_PER_DIMENSION = 8
+PATCHES_PER_DIMENSION = 5
 FEWEST_PATCHES = 8192
 MOST_PATCHES = 24576
 

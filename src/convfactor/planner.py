@@ -114,7 +114,7 @@ class _Case:
     site: Site
     kernel: ConvGeometry
     pricing: Pricing
-    ladders: list[tuple[Family, list[Structure]]] = field(default_factory=list)
+    ladders: list[list[Structure]] = field(default_factory=list)
     cheapest: tuple[Structure, Price] | None = None
 
     @classmethod
@@ -133,14 +133,14 @@ class _Case:
                 family.ladder(geometry.macs, multiple), 1 / settings.min_speedup
             )
             if rungs:
-                case.ladders.append((family, rungs))
+                case.ladders.append(rungs)
         return case
 
     @property
     def margin(self) -> Pair:
         """Taps around the kernel that the moments need, where they can be afforded."""
         factorizer = Factorizer(self.site.weight, self.kernel)
-        margins = [factorizer.margin(rungs[0]) for _, rungs in self.ladders]
+        margins = [factorizer.margin(rungs[0]) for rungs in self.ladders]
         rows, cols = max(m[0] for m in margins), max(m[1] for m in margins)
         height, width = self.kernel.kernel_size
         per_group = self.kernel.in_channels // self.kernel.groups
@@ -160,11 +160,10 @@ class _Case:
         judge = _Judge(factorizer, site, [] if data is None else data.held_out)
         best: tuple[Ladder[_Trial], Price] | None = None
         missed: list[_Trial] = []
-        for family, priced in self.ladders:
+        for priced in self.ladders:
             limit = bar
             if best is not None:
-                clearly = CLEARLY_FASTER if _is_pair(family) else 1.0
-                limit = min(bar, best[1].relative * clearly)
+                limit = min(bar, best[1].relative * CLEARLY_FASTER)
             rungs = self._affordable([s for s in priced if factorizer.fits(s)], limit)
             ladder = Ladder(rungs, judge.solve, settings.tolerance)
             found = ladder.cheapest()
@@ -287,17 +286,11 @@ class _Judge:
 
 
 def _families(kernel: ConvGeometry, settings: Settings) -> list[Family]:
-    """What to try, the pair last: it has to be clearly faster than the best cascade."""
+    """What to try, in turn; a later one has to be clearly faster than the best before it."""
     found = families(kernel)
     if settings.structures == "auto":
         found += separable_pair(kernel)
     return found
-
-
-def _is_pair(family: Family) -> bool:
-    """Whether a family is the separable pair."""
-    height, width = family.kernel.kernel_size
-    return family.kernel_sizes == ((height, 1), (1, width))
 
 
 def _faster(price: Price) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Generic, Protocol, TypeVar
 
@@ -80,17 +81,33 @@ class Ladder(Generic[A]):
         return self._attempt(len(self._rungs) - 1, "full") if self._rungs else None
 
     def _narrowest(self, tolerance: float, slack: float, low: int) -> int | None:
-        """Bisect for the cheapest rung above ``low`` with an error within a tolerance."""
+        """Search for the cheapest rung above ``low`` with an error within a tolerance.
+
+        The next rung is where the error would cross the tolerance as a power of the multiplies.
+        """
         high = len(self._rungs) - 1
         if high <= low or not self._meets(high, tolerance, slack):
             return None
         while high - low > 1:
-            middle = (low + high) // 2
+            middle = self._crossing(low, high, tolerance)
             if self._meets(middle, tolerance, slack):
                 high = middle
             else:
                 low = middle
         return high
+
+    def _crossing(self, low: int, high: int, tolerance: float) -> int:
+        """Rung between two where interpolated errors cross a tolerance."""
+        if low < 0 or (low, "draft") not in self._solved:
+            return (low + high) // 2
+        errors = [self._best(rung).error for rung in (low, high)]
+        if not 0 < errors[1] < tolerance < errors[0] < math.inf:
+            return (low + high) // 2
+        share = math.log(errors[0] / tolerance) / math.log(errors[0] / errors[1])
+        first, last = (math.log(self._rungs[rung].macs) for rung in (low, high))
+        wanted = math.exp(first + share * (last - first))
+        between = range(low + 1, high - 1)
+        return next((r for r in between if self._rungs[r].macs >= wanted), high - 1)
 
     def _meets(self, rung: int, tolerance: float, slack: float) -> bool:
         """Whether a rung meets a tolerance; a full solve decides where a draft comes near it."""

@@ -15,6 +15,25 @@ _FLOOR = 1e-10
 _TOLERANCE = 1e-9
 
 
+def weigh_dc(problem: Problem, weight: float = 100.0) -> Problem:
+    """Let errors of the kernels' sums count more, so that ``preserve_dc`` has little left to move.
+
+    Args:
+        problem: Target and metric.
+        weight: Power of a constant image, relative to that of all taps.
+    """
+    groups, _, inputs, height, width = problem.target.shape
+    taps = height * width
+    constant = torch.ones((taps, taps), dtype=torch.float64, device=problem.target.device)
+    eye = torch.eye(inputs, dtype=torch.float64, device=problem.target.device)
+    images = torch.kron(eye, constant).expand(groups, -1, -1)
+    if problem.covariance is None:
+        noise = torch.eye(inputs * taps, dtype=torch.float64, device=problem.target.device)
+        return replace(problem, covariance=noise + weight / taps * images)
+    power = problem.covariance.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
+    return replace(problem, covariance=problem.covariance + weight / taps * power * images)
+
+
 def preserve_dc(problem: Problem, cascade: Cascade) -> Cascade:
     """Make the sum of every composed kernel that of the target's.
 
