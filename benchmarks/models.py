@@ -25,6 +25,8 @@ from torch import Tensor, nn
 import convfactor
 from convfactor.demo import photographs
 
+PICTURES = ("chelsea", "coffee", "coins", "hubble_deep_field", "ihc", "moon", "motorcycle_left",
+            "retina", "rocket")  # fmt: skip
 COLOUR = ("chelsea.png", "coffee.png", "rocket.jpg", "hubble_deep_field.jpg", "retina.jpg",
           "ihc.png", "motorcycle_left.png", "color.png", "astronaut.png")  # fmt: skip
 
@@ -71,7 +73,8 @@ def main() -> None:
 
 def _cases(networks: ModuleType) -> dict[str, Case]:
     """Networks with their calibration data and tolerances."""
-    luma = [photographs.degrade(x[..., :384, :384]) for x in photographs.training().values()]
+    training = photographs.training()
+    luma = [photographs.degrade(training[name][..., :300, :300]) for name in PICTURES]
     colour = [_colour(name) for name in COLOUR]
     faces = [x[..., [2, 1, 0], :, :] - torch.tensor([104.0, 117.0, 123.0])[:, None, None] for x in
              (x[:, :, :256, :256] for x in colour)]  # fmt: skip
@@ -95,7 +98,7 @@ def _quality(folder: Path, model: nn.Module, fast: nn.Module, device: torch.devi
     weights = torch.tensor(photographs.LUMA, dtype=torch.float64)
     for path in sorted(folder.glob("*.png")):
         pixels = torch.from_numpy(skimage.io.imread(path)).double() / 255
-        luma = pixels @ weights if pixels.ndim == 3 else pixels
+        luma = pixels[..., :3] @ weights if pixels.ndim == 3 else pixels
         true = photographs.crop(luma.float()[None, None]).to(device)
         x = photographs.degrade(true)
         with torch.no_grad():

@@ -29,7 +29,7 @@ def luma(path):
 
     pixels = torch.from_numpy(skimage.io.imread(path)).double() / 255
     if pixels.ndim == 3:
-        pixels = pixels @ torch.tensor([0.299, 0.587, 0.114]).double()
+        pixels = pixels[..., :3] @ torch.tensor(photographs.LUMA).double()
     return photographs.crop(pixels.float()[None, None])
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-FEWEST_ROUNDS = 3
+FEWEST_ROUNDS = 5
 MOST_ROUNDS = 60
 SHORTEST_SAMPLE = 1e-3
 

@@ -111,9 +111,11 @@ class Preconditioner:
         outer.reverse()
         power = spectrum.power
         if power is None:
-            eye = torch.eye(layout.channels[0], dtype=torch.complex128, device=share.device)
-            power = eye.expand(batch, size, -1, -1)
+            # All channels of white noise are alike, so the first stage needs one for them all.
+            self._copies = [layout.channels[0]] + [1] * (layout.stages - 1)
+            power = torch.ones(batch, size, 1, 1, dtype=torch.complex128, device=share.device)
         else:
+            self._copies = [1] * layout.stages
             power = power.repeat(batch // len(power), 1, 1, 1)
         self._bases: list[Tensor] = []
         self._inverses: list[Tensor] = []
@@ -137,7 +139,8 @@ class Preconditioner:
             blocks = (strength.mT @ parts).unflatten(2, (outputs, outputs))
             self._bases.append(basis)
             self._inverses.append(_invert(blocks))
-            power = gain @ power @ gain.mH
+            alike = stage == 0 and spectrum.power is None
+            power = gain @ gain.mH if alike else gain @ power @ gain.mH
 
     def keep(self, rows: Tensor) -> None:
         """Go on with these rows of the batch only."""
@@ -149,14 +152,18 @@ class Preconditioner:
     def __call__(self, flat: Tensor) -> Tensor:
         """Apply to (batch, weights)."""
         parts = []
-        pairs = zip(self._layout.split(flat), self._bases, self._inverses, strict=True)
-        for part, basis, inverse in pairs:
-            turned = part @ basis
+        blocks = zip(
+            self._layout.split(flat), self._bases, self._inverses, self._copies, strict=True
+        )
+        for part, basis, inverse, copies in blocks:
+            rows = part.unflatten(2, (copies, -1))
+            turned = (rows.flatten(1, 2) @ basis).view(rows.shape)
             if inverse.ndim == 3:
-                turned = turned * inverse
+                turned = turned * inverse[:, None]
             else:
-                turned = (inverse @ turned.mT[..., None])[..., 0].mT
-            parts.append((turned @ basis.mT).flatten(1))
+                columns = turned.permute(0, 3, 1, 2).contiguous()
+                turned = (inverse @ columns).permute(0, 2, 3, 1)
+            parts.append((turned.flatten(1, 2) @ basis.mT).flatten(1))
         return torch.cat(parts, 1)
 
 
