@@ -13,7 +13,10 @@ from convfactor.demo import photographs
 pytest.importorskip("skimage")
 FOLDER = os.environ.get("CONVFACTOR_CASES")
 pytestmark = pytest.mark.skipif(not FOLDER, reason="CONVFACTOR_CASES is not set")
-CALIBRATION = ("chelsea", "coffee", "coins", "rocket", "hubble_deep_field", "retina", "moon")
+CALIBRATION = (
+    "chelsea", "coffee", "coins", "hubble_deep_field", "ihc", "moon", "motorcycle_left", "retina",
+    "rocket",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +39,7 @@ def luma(path):
 def test_srcnn_keeps_its_quality_on_unseen_pictures(networks):
     net = networks.srcnn()
     training = photographs.training()
-    batches = [photographs.degrade(training[name][..., :240, :240]) for name in CALIBRATION]
+    batches = [photographs.degrade(training[name][..., :300, :300]) for name in CALIBRATION]
     fast, plan = convfactor.optimize(
         net,
         batches[0],
@@ -44,6 +47,7 @@ def test_srcnn_keeps_its_quality_on_unseen_pictures(networks):
         calibration=batches,
         select=lambda name, module: name == "conv2",
         objective="macs",
+        structures="cascade",
         min_speedup=1.5,
     )
     entry = next(e for e in plan.entries if e.name == "conv2")

@@ -90,11 +90,12 @@ class Layout:
 
     def kernel(self, matrix: Tensor, stage: int) -> Tensor:
         """View (batch, out, in * H * W) after ``stage`` stages with its taps apart."""
-        return matrix.unflatten(2, (self.channels[0], *self.spans[stage]))
+        apart: Tensor = matrix.unflatten(2, (self.channels[0], *self.spans[stage]))
+        return apart
 
     def first(self, weight: Tensor) -> Tensor:
         """Kernel (batch, out, in, H, W) of the first stage alone."""
-        taps = weight.unflatten(2, (self.channels[0], *self.kernel_sizes[0]))
+        taps: Tensor = weight.unflatten(2, (self.channels[0], *self.kernel_sizes[0]))
         y, x = self.spacings[0]
         if (y, x) == (1, 1):
             return taps

@@ -114,4 +114,5 @@ class Descent:
 
 def _dot(first: Tensor, second: Tensor) -> Tensor:
     """Inner products of the rows, (batch, 1)."""
-    return torch.linalg.vecdot(first, second, dim=1)[:, None]
+    products: Tensor = torch.linalg.vecdot(first, second, dim=1)
+    return products[:, None]

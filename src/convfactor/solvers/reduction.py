@@ -74,7 +74,7 @@ class Reduction:
         if self.covariance is None:
             return kernels
         groups, size = self.covariance.shape[:2]
-        rows = kernels.unflatten(0, (-1, groups)).transpose(0, 1)
+        rows: Tensor = kernels.unflatten(0, (-1, groups)).transpose(0, 1)
         weighed = rows.reshape(groups, -1, size) @ self.covariance
         return weighed.view(rows.shape).transpose(0, 1).reshape(kernels.shape)
 

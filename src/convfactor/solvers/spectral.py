@@ -32,12 +32,12 @@ class Spectrum:
         """Transform the covariance."""
         height, width = window
         rows, cols = 2 * height - 1, 2 * width - 1
-        real = {"dtype": torch.float64, "device": device}
-        vertical = 2 * math.pi / rows * torch.arange(rows, **real)
-        horizontal = 2 * math.pi / cols * torch.arange(width, **real)
+        dtype = torch.float64
+        vertical = 2 * math.pi / rows * torch.arange(rows, dtype=dtype, device=device)
+        horizontal = 2 * math.pi / cols * torch.arange(width, dtype=dtype, device=device)
         self.vertical = vertical.repeat_interleave(width)
         self.horizontal = horizontal.repeat(rows)
-        share = torch.full((rows, width), 2 / (rows * cols), **real)
+        share = torch.full((rows, width), 2 / (rows * cols), dtype=dtype, device=device)
         share[:, 0] /= 2
         self.share = share.flatten()
         self.power: Tensor | None = None
@@ -49,10 +49,10 @@ class Spectrum:
     def phases(self, layout: Layout, stage: int) -> Tensor:
         """Phase (frequencies, kH * kW) of each tap of a stage."""
         (rows, cols), (y, x) = layout.kernel_sizes[stage], layout.spacings[stage]
-        real = {"dtype": torch.float64, "device": self.share.device}
+        down = y * torch.arange(rows, dtype=torch.float64, device=self.share.device)[:, None]
+        across = x * torch.arange(cols, dtype=torch.float64, device=self.share.device)
         angle = (
-            self.vertical[:, None, None] * (y * torch.arange(rows, **real)[:, None])
-            + self.horizontal[:, None, None] * (x * torch.arange(cols, **real))
+            self.vertical[:, None, None] * down + self.horizontal[:, None, None] * across
         ).flatten(1)
         return torch.polar(torch.ones_like(angle), -angle)
 
@@ -106,19 +106,20 @@ class Preconditioner:
         batch = len(gains[0])
         outer: list[Tensor | None] = [None]
         for gain in gains[:0:-1]:
-            seen = gain if outer[-1] is None else outer[-1] @ gain
-            outer.append(gain.mH @ seen)
+            onward = gain if outer[-1] is None else outer[-1] @ gain
+            outer.append(gain.mH @ onward)
         outer.reverse()
-        power = spectrum.power
-        if power is None:
+        power: Tensor
+        if spectrum.power is None:
             # All channels of white noise are alike, so the first stage needs one for them all.
             self._copies = [layout.channels[0]] + [1] * (layout.stages - 1)
             power = torch.ones(batch, size, 1, 1, dtype=torch.complex128, device=share.device)
         else:
             self._copies = [1] * layout.stages
-            power = power.repeat(batch // len(power), 1, 1, 1)
+            power = spectrum.power.repeat(batch // len(spectrum.power), 1, 1, 1)
         self._bases: list[Tensor] = []
         self._inverses: list[Tensor] = []
+        self._strength: Tensor
         for stage, (gain, phase, seen) in enumerate(zip(gains, phases, outer, strict=True)):
             if seen is None:
                 values, basis = _basis(power, phase, share.expand(batch, size))
@@ -183,7 +184,8 @@ def _strength(basis: Tensor, power: Tensor, phase: Tensor) -> Tensor:
     """Power along each basis vector at each frequency, (batch, frequencies, in * kH * kW)."""
     taps = basis.unflatten(1, (power.shape[-1], -1)).to(torch.complex128)
     response = torch.einsum("bmqk,wq->bwkm", taps, phase)
-    return torch.linalg.vecdot(response, response @ power).real
+    strength: Tensor = torch.linalg.vecdot(response, response @ power).real
+    return strength
 
 
 def _invert(blocks: Tensor) -> Tensor:
@@ -192,4 +194,6 @@ def _invert(blocks: Tensor) -> Tensor:
     mean = blocks.diagonal(dim1=-2, dim2=-1).sum(-1) / outputs
     floor = 1e-6 * mean + _FLOOR * mean.amax(1, keepdim=True) + torch.finfo(mean.dtype).tiny
     eye = torch.eye(outputs, dtype=blocks.dtype, device=blocks.device)
-    return torch.linalg.inv_ex((blocks + blocks.mT) / 2 + floor[..., None, None] * eye).inverse
+    lifted = (blocks + blocks.mT) / 2 + floor[..., None, None] * eye
+    inverse: Tensor = torch.linalg.inv_ex(lifted).inverse
+    return inverse
