@@ -33,8 +33,9 @@ REPORT = 1000
 class Muon(torch.optim.Optimizer):
     """Momentum with steps made nearly orthogonal; each weight is a matrix (C_out, the rest).
 
-    After 2400 steps here it is 0.4 dB ahead of Adam on the test photographs. The decay keeps the hidden channels alive:
-    without it the steps, all of one size, drive most of conv2's below zero for good.
+    After 2400 steps here it is 0.4 dB ahead of Adam. The decay keeps the hidden channels alive:
+    without it 26 of conv2's 32 end below zero nearly everywhere, and their large, unused
+    outputs spoil every relative error taken there.
 
     Source: Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024,
     with its quintic Newton-Schulz iteration and Nesterov momentum.
@@ -63,15 +64,21 @@ class Muon(torch.optim.Optimizer):
 
 
 def initial(generator: torch.Generator) -> SRCNN:
-    """Return a random SRCNN in which every channel of conv2 starts alive."""
+    """Return a random SRCNN whose hidden channels all start alive.
+
+    Luma is positive, so a filter with a negative sum would start, and stay, below zero: conv1's
+    sum to zero.
+    """
     with torch.device("meta"):
         network = SRCNN()
     network.to_empty(device="cpu")
     for conv in (network.conv1, network.conv2):
         nn.init.kaiming_normal_(conv.weight, nonlinearity="relu", generator=generator)
+        nn.init.constant_(conv.bias, 0.1)
+    with torch.no_grad():
+        network.conv1.weight -= network.conv1.weight.mean((2, 3), keepdim=True)
     nn.init.normal_(network.conv3.weight, std=1e-3, generator=generator)
-    for conv, bias in ((network.conv1, 0.0), (network.conv2, 0.1), (network.conv3, 0.0)):
-        nn.init.constant_(conv.bias, bias)
+    nn.init.zeros_(network.conv3.bias)
     return network
 
 
@@ -158,7 +165,7 @@ def main() -> None:
     """Train, save, and print the PSNR on both test photographs beside bicubic's."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--output", type=Path, required=True, help="safetensors file to write")
-    parser.add_argument("--steps", type=int, default=14000, help="batches of 4 crops of 64x64")
+    parser.add_argument("--steps", type=int, default=8000, help="batches of 4 crops of 64x64")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
