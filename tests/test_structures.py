@@ -13,6 +13,7 @@ from convfactor.structures import (
     cropped,
     dilated,
     full,
+    pointwise,
     separable_pair,
     side_sizes,
     stage_sizes,
@@ -192,3 +193,16 @@ def test_widths_taper():
     widths = family.widths(1)
     assert list(widths) == sorted(widths, reverse=True)
     assert math.isclose(widths[1], math.sqrt(2 * 64), rel_tol=0.05)
+
+
+def test_pointwise_stages_come_first_where_many_channels_are_read():
+    (family,) = pointwise(ConvGeometry(64, 32, (5, 5)))
+    assert str(family.structure((40, 28))) == "1x1 3x3 3x3 (40, 28)"
+    assert family.structure((40, 28)).span == (5, 5)
+    assert not list(pointwise(ConvGeometry(3, 32, (9, 9))))
+
+
+def test_taper_evens_the_widths_out():
+    (family,) = full(ConvGeometry(32, 2, (9, 9)))
+    assert family.widths(1.0) == (16, 8, 4)
+    assert family.widths(1.0, taper=0.0) == (8, 8, 8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +20,9 @@ from convfactor.geometry import ConvGeometry, Pair
 from convfactor.moments import Moments
 from convfactor.search import Ladder
 from convfactor.solvers import Effort, Problem, alternating, constraints, solve
-from convfactor.structures import Family, cropped, dilated, full
+from convfactor.structures import Family, cropped, dilated, full, pointwise
+
+TAPERS = (1.0, 0.5, 0.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -241,7 +244,7 @@ def _single(kernel: ConvGeometry) -> Structure:
 
 def families(kernel: ConvGeometry) -> list[Family]:
     """Every family of 3x3 cascades worth trying for a kernel."""
-    return [*full(kernel), *cropped(kernel), *dilated(kernel)]
+    return [*full(kernel), *cropped(kernel), *dilated(kernel), *pointwise(kernel)]
 
 
 def _cheapest(factorizer: Factorizer, tolerance: float) -> Factorization:
@@ -285,17 +288,21 @@ def _alternating(
 def _with_stages(factorizer: Factorizer, stages: int) -> Factorization:
     """The best cascade with a number of stages within the original's multiplies."""
     kernel = factorizer.kernel
-    candidates = []
-    for family in full(kernel, stages):
-        rungs = [s for s in family.ladder(kernel.macs) if factorizer.fits(s)]
-        if rungs:
-            candidates.append(factorizer.solve(rungs[-1]))
-    if not candidates:
+    structures: dict[Structure, None] = {}
+    for family, taper in itertools.product(full(kernel, stages), TAPERS):
+        rungs = [s for s in family.ladder(kernel.macs, taper=taper) if factorizer.fits(s)]
+        structures |= dict.fromkeys(rungs[-1:])
+    if not structures:
         raise ValueError(
             f"stages={stages} costs more multiplies than the {_size(kernel)} kernel even with one "
             f"hidden channel per group; use fewer stages"
         )
-    return min(candidates, key=lambda f: f.error)
+    drafts = [factorizer.solve(s, "draft") for s in structures] if len(structures) > 1 else []
+    best = min(drafts, key=lambda f: f.error, default=None)
+    starts = () if best is None else (best.cascade,)
+    return factorizer.solve(
+        next(iter(structures)) if best is None else best.structure, "full", starts
+    )
 
 
 def _with_widths(factorizer: Factorizer, widths: tuple[int, ...]) -> Factorization:
