@@ -1,0 +1,157 @@
+"""`DTCWTForward`: pytorch_wavelets' dual-tree transform by the means of the inverse."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch.fx
+from torch import Tensor, nn
+
+from convfactor.wavelets.banded import Taps
+from convfactor.wavelets.banks import Sizes, analysis_taps
+from convfactor.wavelets.filters import Filters, biorthogonal, quarter_shift
+from convfactor.wavelets.levels import split
+from convfactor.wavelets.transform import Banks, Transform, check_reference
+from convfactor.wavelets.tuning import random_image
+
+
+class DTCWTForward(Transform):
+    """2-D dual-tree complex wavelet transform, as `pytorch_wavelets.DTCWTForward`.
+
+    Same arguments, call, buffers and results; see `DTCWTInverse`.
+
+    Args:
+        biort: Level-1 filters: antonini, legall, near_sym_a, near_sym_b, or the pair (h0o, h1o).
+        qshift: Filters above: qshift_06, qshift_a, b, c, d, 32, or (h0a, h0b, h1a, h1b).
+        J: Number of levels.
+        skip_hps: Levels without bands, one answer for all or one each, finest first.
+        include_scale: Levels whose lowpass is returned, likewise.
+        o_dim: Dimension of the six orientations in the bands.
+        ri_dim: Dimension of their real and imaginary parts.
+        mode: Extension at the border.
+
+    Raises:
+        ValueError: If an argument is not one of these.
+        ImportError: If a filter is given by name and pytorch_wavelets is not installed.
+    """
+
+    def __init__(
+        self,
+        biort: Filters = "near_sym_a",
+        qshift: Filters = "qshift_a",
+        J: int = 3,  # noqa: N803
+        skip_hps: bool | Iterable[bool] = False,
+        include_scale: bool | Iterable[bool] = False,
+        o_dim: int = 2,
+        ri_dim: int = -1,
+        mode: str = "symmetric",
+    ) -> None:
+        """Look up the filters and prepare the matrices."""
+        filters = (*biorthogonal(biort, "h"), *quarter_shift(qshift, "h"))
+        super().__init__("h", filters, biort, qshift, o_dim, ri_dim, mode)
+        self.J = J
+        self.skip_hps = _per_level("skip_hps", skip_hps, J)
+        self.include_scale = _per_level("include_scale", include_scale, J)
+
+    @classmethod
+    def from_module(cls, reference: nn.Module) -> DTCWTForward:
+        """Build the equal of a `pytorch_wavelets.DTCWTForward`, see `DTCWTInverse.from_module`.
+
+        Raises:
+            TypeError: If `reference` is something else.
+        """
+        given = check_reference(reference, "DTCWTForward")
+        h0o, h1o, h0a, h0b, h1a, h1b = (buffer.flip(2) for buffer in reference.buffers())
+        module = cls(
+            (h0o, h1o),
+            (h0a, h0b, h1a, h1b),
+            given.J,
+            given.skip_hps,
+            given.include_scale,
+            given.o_dim,
+            given.ri_dim,
+            given.mode,
+        )
+        module.biort, module.qshift = given.biort, given.qshift
+        module._copy_filters(reference)
+        return module
+
+    def forward(self, x: Tensor) -> tuple[Tensor | list[Tensor], list[Tensor] | None]:
+        """Decompose images.
+
+        Args:
+            x: Images (N, C, H, W).
+
+        Returns:
+            (yl, yh): the lowpass, or the list of those asked for by `include_scale`; the bands,
+            finest first, (N, C, 6, H', W', 2) for the default dimensions. What was not asked for
+            is a 0-d zero in its list.
+
+        Raises:
+            ValueError: If `x` does not have 4 dimensions.
+        """
+        if self.J == 0:
+            return x, None
+        low, highs, scales = analyze(
+            x, self._banks(), self.skip_hps, self.include_scale, self.o_dim % 6, self.ri_dim % 6
+        )
+        return (scales if any(self.include_scale) else low), highs
+
+    def tune(self, shape: Sequence[int]) -> dict[Sizes, float]:
+        """Measure how to compute the levels for images of a shape, see `DTCWTInverse.tune`.
+
+        Args:
+            shape: (N, C, H, W) of the images; device and dtype are the module's.
+        """
+        return self._keep_fastest(random_image(shape, self.h0o))
+
+    def _above(self, filters: list[Tensor]) -> tuple[Taps, Taps]:
+        low_a, low_b, high_a, high_b = filters
+        return analysis_taps(low_a, low_b, False), analysis_taps(high_a, high_b, True)
+
+    h0o: Tensor
+
+
+@torch.fx.wrap
+def analyze(
+    image: Tensor,
+    banks: Banks,
+    skip: tuple[bool, ...],
+    keep: tuple[bool, ...],
+    o_dim: int,
+    ri_dim: int,
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """Run the levels, finest first: one call to `torch.fx`, which cannot follow shapes."""
+    if image.ndim != 4:
+        raise ValueError(f"x must have 4 dimensions (N, C, H, W), got {tuple(image.shape)}")
+    shape = image.shape[:2]
+    low = image.flatten(0, 1)
+    order = [0, 1, 3, 4]
+    for dim, source in sorted([(o_dim, 2), (ri_dim, 5)]):
+        order.insert(dim, source)
+    highs, scales = [], []
+    for level, (without, kept) in enumerate(zip(skip, keep, strict=True)):
+        if level == 0:
+            if low.shape[1] % 2:
+                low = torch.cat((low, low[:, -1:]), dim=1)
+            if low.shape[2] % 2:
+                low = torch.cat((low, low[:, :, -1:]), dim=2)
+        else:
+            if low.shape[1] % 4:
+                low = torch.cat((low[:, :1], low, low[:, -1:]), dim=1)
+            if low.shape[2] % 4:
+                low = torch.cat((low[:, :, :1], low, low[:, :, -1:]), dim=2)
+        low, bands = split(low, banks.above if level else banks.level1, with_bands=not without)
+        if bands is None:
+            highs.append(image.new_zeros([]))
+        else:
+            highs.append(bands.unflatten(0, shape).permute(order).contiguous())
+        scales.append(low.unflatten(0, shape) if kept else image.new_zeros([]))
+    return low.unflatten(0, shape), highs, scales
+
+
+def _per_level(name: str, given: bool | Iterable[bool], levels: int) -> tuple[bool, ...]:
+    answers = tuple(map(bool, given)) if isinstance(given, Iterable) else (bool(given),) * levels
+    if len(answers) != levels:
+        raise ValueError(f"{name} needs one answer for each of {levels} levels, got {len(answers)}")
+    return answers
