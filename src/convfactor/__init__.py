@@ -1,6 +1,6 @@
 """Make trained PyTorch models faster: large kernels become cascades of 3x3 convolutions."""
 
-from convfactor import fx
+from convfactor import fx, wavelets
 from convfactor.bounds import Bounds
 from convfactor.cascade import Cascade, Stage, StageShape, Structure
 from convfactor.errors import PlanMismatchError, ToleranceError
@@ -30,4 +30,5 @@ __all__ = [
     "fx",
     "optimize",
     "plan",
+    "wavelets",
 ]

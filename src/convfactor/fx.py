@@ -13,6 +13,7 @@ from torch.fx.passes.infra.pass_base import PassBase, PassResult
 from convfactor import optimization, rewrite
 from convfactor.layers import CascadeConv2d
 from convfactor.plans import Plan
+from convfactor.sites import is_transform
 
 WHOLE = "untraced"
 LEAVES = (nn.Conv2d, CascadeConv2d)
@@ -84,7 +85,7 @@ class _Partial(Tracer):
         self._opaque = opaque
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        leaf = isinstance(m, LEAVES) or m in self._opaque
+        leaf = isinstance(m, LEAVES) or is_transform(m) or m in self._opaque
         return leaf or super().is_leaf_module(m, module_qualified_name)
 
 
@@ -151,4 +152,4 @@ class FactorizeConvs(PassBase):
             assert isinstance(rewritten, GraphModule)
             result = rewritten
         result.graph.lint()
-        return PassResult(result, bool(plan.replacements))
+        return PassResult(result, bool(plan.replaced))

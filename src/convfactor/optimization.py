@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,10 +22,10 @@ from convfactor.calibration import Split
 from convfactor.errors import ToleranceError
 from convfactor.factorization import check_tolerance
 from convfactor.latency import compare
-from convfactor.planner import Select, make_plan
+from convfactor.planner import make_plan
 from convfactor.plans import MemoryFormat, Plan, Settings, WholeModel, channels_last
 from convfactor.progress import reporting
-from convfactor.sites import ModelInputs
+from convfactor.sites import ModelInputs, Select
 
 WHOLE_SECONDS = 3.0
 
@@ -195,10 +196,12 @@ class _Job:
 
         Some forwards read attributes of their layers that a cascade, or a traced forward, has not.
         """
-        if not chosen.replacements or _failure(chosen.apply(self.model), self.inputs) is None:
+        if not chosen.replaced or _failure(chosen.apply(self.model), self.inputs) is None:
             return chosen
-        for i in chosen.replacements:
-            alone = replace(chosen, replacements={i: chosen.replacements[i]})
+        for i in chosen.replaced:
+            alone = functools.reduce(
+                lambda plan, other: plan.without(other, ""), set(chosen.replaced) - {i}, chosen
+            )
             error = _failure(alone.apply(self.model), self.inputs)
             if error is not None:
                 chosen = chosen.without(i, f"undone: with it the model raises {error!r}")
@@ -206,14 +209,14 @@ class _Job:
 
     def compare(self, chosen: Plan) -> Plan:
         """Compare the whole model before and after; undo what does not make it faster."""
-        while chosen.replacements:
+        while chosen.replaced:
             fast = chosen.apply(self.model)
             whole = self._measure(fast)
             if whole.before is None or whole.after is None:
                 return replace(chosen, whole=whole)
             if whole.after.median < whole.before.median:
                 return replace(chosen, whole=whole)
-            worst = min(chosen.replacements, key=lambda i: _saving(chosen, i))
+            worst = min(chosen.replaced, key=lambda i: _saving(chosen, i))
             chosen = chosen.without(
                 worst,
                 f"undone: the whole model took {whole.after.median * 1e3:.3g} ms with it, "

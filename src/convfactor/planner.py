@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import torch
 from rich.progress import Progress
 from torch import Tensor, nn
 
-from convfactor import calibration, rewrite
+from convfactor import calibration, rewrite, transforms
 from convfactor.calibration import SiteData, Split
 from convfactor.cascade import Cascade, Structure
 from convfactor.factorization import Factorization, Factorizer, families
@@ -21,9 +21,10 @@ from convfactor.layers import CascadeConv2d
 from convfactor.plans import PLAN_FILE, Entry, Environment, Plan, Replacement, Settings
 from convfactor.pricing import Multiplies, Price, Pricing, Stopwatch, convolution
 from convfactor.search import Ladder
-from convfactor.sites import ModelInputs, Site, find
+from convfactor.sites import ModelInputs, Select, Site, find
 from convfactor.solvers import Effort
 from convfactor.structures import Family, separable_pair
+from convfactor.transforms import TransformSite
 from convfactor.verification import ErrorMeter, OutputErrors, reads_padding
 
 WIDTH_MULTIPLE = 8
@@ -32,8 +33,6 @@ CLEARLY_FASTER = 0.9
 # White noise added to the sampled patches, which lowers the error on unseen ones: by 15 % for a
 # 5x5 64->32 layer of SRCNN, by 2 % for 9x9 layers of a style network.
 SHRINKAGE = 1e-3
-
-Select = Callable[[str, nn.Module], bool]
 
 
 def make_plan(
@@ -107,6 +106,8 @@ def make_plan(
         plan = plan.extended(entry, replacement)
         if checkpoint is not None:
             plan.save(checkpoint)
+    for transform in transforms.find(model, inputs, select):
+        plan = plan.extended(_decide_transform(transform, settings, device), None)
     return plan
 
 
@@ -346,6 +347,42 @@ def _entry(
         macs_before=site.geometry.macs if site.geometry else None,
         macs_after=structure.macs,
     )
+
+
+def _decide_transform(site: TransformSite, settings: Settings, device: torch.device) -> Entry:
+    """Take the faster equal of a transform where it is the same and faster."""
+    dtype = next((str(b.dtype).removeprefix("torch.") for b in site.module.buffers()), "")
+    entry = Entry(
+        name=site.names[0],
+        kind="transform",
+        owners=site.names,
+        weight_name="",
+        dtype=dtype,
+        kernel_size=(),
+        geometry=None,
+        shapes=(),
+        decision="kept",
+        reason=site.obstacle or "",
+        fingerprint=transforms.fingerprint(site.module),
+    )
+    if site.obstacle is not None:
+        return entry
+    if settings.objective == "macs":
+        return replace(entry, reason="a transform is judged by its time, and nothing was timed")
+    try:
+        fast = transforms.replacement(site.module)
+    except (ValueError, ImportError) as error:
+        return replace(entry, reason=f"no faster equal: {error}")
+    found = transforms.measure(site, fast, device)
+    ratio = found.before.median / found.after.median
+    faster = f"{ratio:.2f}x faster" if ratio > 1 else f"{1 / ratio:.2f}x slower"
+    timed = replace(entry, error=found.error, before=found.before, after=found.after)
+    if found.error > settings.tolerance:
+        return replace(timed, reason=f"its equal has an error of {found.error:.2%}", missed=True)
+    if ratio < settings.min_speedup:
+        return replace(timed, reason=f"convfactor's own is {faster}")
+    reason = f"{faster}, by convfactor.wavelets"
+    return replace(timed, decision="replaced", reason=reason)
 
 
 def _check_weights(sites: Sequence[Site]) -> None:

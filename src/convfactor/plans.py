@@ -202,6 +202,11 @@ class Plan:
             fast = channels_last(fast)
         return fast
 
+    @property
+    def replaced(self) -> list[int]:
+        """Indices of the entries that are to be replaced."""
+        return [i for i, entry in enumerate(self.entries) if entry.replaced]
+
     def extended(self, entry: Entry, replacement: Replacement | None) -> Plan:
         """Add one decision."""
         added = {} if replacement is None else {len(self.entries): replacement}

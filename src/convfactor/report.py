@@ -65,7 +65,7 @@ def _header(plan: Plan) -> str:
 
 def _row(entry: Entry) -> tuple[str, ...]:
     """Cells of one entry."""
-    kernel = "x".join(map(str, entry.kernel_size))
+    kernel = "x".join(map(str, entry.kernel_size)) or entry.kind
     if entry.geometry is not None:
         geometry = entry.geometry
         kernel += f" {geometry.in_channels}->{geometry.out_channels}"

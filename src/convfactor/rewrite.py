@@ -10,9 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from convfactor import transforms
 from convfactor.errors import PlanMismatchError
 from convfactor.geometry import ConvGeometry
 from convfactor.layers import CascadeConv2d
+from convfactor.sites import is_transform
 
 if TYPE_CHECKING:
     from convfactor.plans import Entry, Plan, Replacement
@@ -37,7 +39,7 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
         PlanMismatchError: A layer is missing, or its weight is not the planned one; found before
             anything is changed.
     """
-    for i in plan.replacements:
+    for i in plan.replaced:
         _check(model, plan.entries[i])
     forwards: dict[nn.Module, list[tuple[Entry, Replacement, Tensor]]] = {}
     for i, replacement in plan.replacements.items():
@@ -51,6 +53,10 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
     for i, replacement in plan.replacements.items():
         if plan.entries[i].kind == "module":
             new |= _cascades(model, plan.entries[i], replacement)
+    for entry in plan.entries:
+        if entry.kind == "transform" and entry.replaced:
+            modules = {model.get_submodule(owner) for owner in _owners(model, entry)}
+            new |= {module: transforms.replacement(module) for module in modules}
     model = _swap(model, new)
     for owner, replacements in forwards.items():
         model = _swap(model, {owner: _new_forward(owner, replacements)})
@@ -94,6 +100,9 @@ class _OwnForward(fx.Tracer):
 
 def _check(model: nn.Module, entry: Entry) -> None:
     """Compare the weights of a layer with the planned ones."""
+    if entry.kind == "transform":
+        _check_transform(model, entry)
+        return
     names = [entry.weight_name]
     if entry.kind == "module":
         names = [f"{owner}.weight".lstrip(".") for owner in _owners(model, entry)]
@@ -109,6 +118,19 @@ def _check(model: nn.Module, entry: Entry) -> None:
             raise PlanMismatchError(
                 f"layer {entry.name}: {name} (shape {tuple(weight.shape)}, {weight.dtype}) is not "
                 "the weight that was planned; load the planned weights, or plan anew"
+            )
+
+
+def _check_transform(model: nn.Module, entry: Entry) -> None:
+    """Compare the filters of a transform with the planned ones."""
+    for owner in _owners(model, entry):
+        try:
+            module = model.get_submodule(owner)
+        except AttributeError as error:
+            raise PlanMismatchError(f"transform {entry.name}: the model has no {owner}") from error
+        if not is_transform(module) or (transforms.fingerprint(module) != entry.fingerprint):
+            raise PlanMismatchError(
+                f"transform {entry.name}: {owner} is not the transform that was planned; plan anew"
             )
 
 

@@ -19,7 +19,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 from convfactor.geometry import ConvGeometry
 from convfactor.layers import CascadeConv2d
 
-Kind = Literal["module", "functional"]
+Kind = Literal["module", "functional", "transform"]
+Select = Callable[[str, nn.Module], bool]
+TRANSFORMS = ("DTCWTInverse", "DTCWTForward")
 
 NOT_CONV2D = {
     "Conv1d": "not a 2-D convolution",
@@ -107,11 +109,17 @@ class ModelInputs:
 OnCall = Callable[[Site, Tensor], None]
 
 
+def is_transform(module: nn.Module) -> bool:
+    """Whether a module is one that has a faster equal; pytorch_wavelets need not be installed."""
+    kind = type(module)
+    return kind.__name__ in TRANSFORMS and kind.__module__.startswith("pytorch_wavelets.")
+
+
 def find(
     model: nn.Module,
     inputs: ModelInputs,
     min_kernel_size: int = 5,
-    select: Callable[[str, nn.Module], bool] | None = None,
+    select: Select | None = None,
 ) -> list[Site]:
     """Run a model once and list its large-kernel convolutions in the order of their first call.
 
@@ -276,6 +284,8 @@ class _Finder(_Watcher):
         known = super()._functional(owner, call)
         if known is not None or max(call.geometry.kernel_size) < self._least:
             return known
+        if any(map(is_transform, self._stack)):
+            return None  # replaced as a whole, see transforms.py
         owners = self._names[id(owner)]
         weight_name = self._tensors.get(id(call.weight))
         computed = _label(owners[0], "computed")
