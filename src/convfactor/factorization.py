@@ -23,6 +23,7 @@ from convfactor.solvers import Effort, Problem, alternating, constraints, solve
 from convfactor.structures import Family, cropped, dilated, full, pointwise
 
 TAPERS = (1.0, 0.5, 0.0)
+SPLIT = 1e-9
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,18 +142,15 @@ class Factorizer:
             cascade = constraints.preserve_dc(problem, cascade)
         rounded = cascade.to(self.weight.dtype)
         residual = problem.residual(rounded)
-        wrong, total = problem.power(residual), problem.power(problem.target)
-        tiny = torch.finfo(torch.float64).tiny
         shift = residual.new_zeros(self.kernel.out_channels)
         if self.moments is not None:
             margin = (-problem.origin[0], -problem.origin[1])
             mean = self.moments.cropped(margin).mean.to(residual.device)
             shift = -torch.einsum("gop,gp->go", residual.flatten(2), mean).flatten()
-        ratio = torch.where(wrong == 0, wrong, wrong / total.clamp_min(tiny))
         return Factorization(
             cascade=rounded,
             error=problem.error(rounded),
-            channel_errors=ratio.sqrt().flatten(),
+            channel_errors=problem.channel_errors(rounded).flatten(),
             bias_shift=shift,
             bounds=Bounds.from_residual(residual.flatten(0, 1), self.kernel.groups, self.kernel),
             noise_gain=rounded.noise_gain(),
@@ -291,6 +289,11 @@ def _with_stages(factorizer: Factorizer, stages: int) -> Factorization:
     structures: dict[Structure, None] = {}
     for family, taper in itertools.product(full(kernel, stages), TAPERS):
         rungs = [s for s in family.ladder(kernel.macs, taper=taper) if factorizer.fits(s)]
+        if rungs and kernel.is_depthwise:
+            chain = factorizer.solve(rungs[0])
+            rounding = max(SPLIT, 4 * torch.finfo(factorizer.weight.dtype).eps)
+            if len(rungs) == 1 or chain.error <= rounding:
+                return chain  # more chains in parallel would only cost more
         structures |= dict.fromkeys(rungs[-1:])
     if not structures:
         raise ValueError(

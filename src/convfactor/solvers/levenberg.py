@@ -29,6 +29,7 @@ _PAIRS = 15
 _LARGEST = 169
 _SETTLED = 1e-9
 _SOLVED = 1e-26
+_SPLIT = 1e-20
 _THOROUGH_WORK = 3e6
 
 
@@ -167,7 +168,19 @@ class _Search:
         direct = [*given, _folded(fit, layout, count)]
         if all(spacing == (1, 1) for spacing in layout.spacings):
             direct.append(_separable(fit, layout, count))
-        best, losses = self._race(fit, layout, _join(direct, len(fit.target)))
+        channels = len(fit.target)
+        starts = _join(direct, channels)
+        runners = len(starts[0]) // channels
+        balanced, scores = refine(fit.repeat(runners), starts, layout, 0)
+        losses, first = scores.view(channels, runners).min(1)
+        best = [k.unflatten(0, (channels, -1))[torch.arange(channels), first] for k in balanced]
+        # An exact split stays as it is: its stages are in the order of the least rounding.
+        inexact = todo = (losses > _SPLIT).nonzero()[:, 0]
+        if todo.numel() == 0:
+            return best
+        entered = [k.unflatten(0, (channels, -1))[todo].flatten(0, 1) for k in starts]
+        found, losses[todo] = self._race(fit.take(todo), layout, entered)
+        _put(best, todo, found)
         ways: list[Callable[[Fit, Kernels], Kernels]] = []
         if count > 1:
             ways.append(lambda part, _: self._boost(part, layout, count))
@@ -181,11 +194,11 @@ class _Search:
             if todo.numel() == 0:
                 break
             part, now = fit.take(todo), [kernel[todo] for kernel in best]
-            starts = _join([now, way(part, now)], len(todo))
-            found, losses[todo] = self._race(part, layout, starts)
-            for kernel, new in zip(best, found, strict=True):
-                kernel[todo] = new
-        return refine(fit, best, layout, self.effort.steps, _SETTLED)[0]
+            found, losses[todo] = self._race(part, layout, _join([now, way(part, now)], len(todo)))
+            _put(best, todo, found)
+        now = [kernel[inexact] for kernel in best]
+        _put(best, inexact, refine(fit.take(inexact), now, layout, self.effort.steps, _SETTLED)[0])
+        return best
 
     def _race(self, fit: Fit, layout: Layout, kernels: Kernels) -> tuple[Kernels, Tensor]:
         """Refine the starts of every channel in heats, each with fewer that survive."""
@@ -257,6 +270,12 @@ class _Search:
 def _plain(kernels: Tensor) -> Fit:
     """Fit kernels (N, 1, H, W) for white noise."""
     return Fit(kernels.flatten(1), torch.zeros(len(kernels), dtype=torch.long).to(kernels.device))
+
+
+def _put(kernels: Kernels, index: Tensor, new: Kernels) -> None:
+    """Replace the kernels of some channels."""
+    for kernel, part in zip(kernels, new, strict=True):
+        kernel[index] = part
 
 
 def _join(starts: Sequence[Kernels], channels: int) -> Kernels:

@@ -100,8 +100,20 @@ class Problem:
 
     def error(self, cascade: Cascade) -> float:
         """Relative error of a cascade, ``sqrt(tr(D S D') / tr(W S W'))``."""
-        total = self.power(self.target).sum()
-        wrong = self.power(self.residual(cascade)).sum()
-        if total == 0:
-            return 0.0 if wrong == 0 else float("inf")
-        return float(torch.sqrt(wrong / total))
+        peak = self.target.abs().max()
+        scale = torch.where(peak > 0, peak, 1.0)  # squares of tiny weights would vanish
+        wrong = self.power(self.residual(cascade) / scale).sum()
+        return float(_relative(wrong, self.power(self.target / scale).sum()))
+
+    def channel_errors(self, cascade: Cascade) -> Tensor:
+        """The same for every output channel alone, (groups, out)."""
+        peak = self.target.abs().amax((2, 3, 4), keepdim=True)
+        scale = torch.where(peak > 0, peak, 1.0)
+        wrong = self.power(self.residual(cascade) / scale)
+        return _relative(wrong, self.power(self.target / scale))
+
+
+def _relative(wrong: Tensor, total: Tensor) -> Tensor:
+    """Root of a ratio of powers; what should be zero and is not has an infinite error."""
+    missed = torch.where(wrong > 0, torch.inf, 0.0).to(wrong)
+    return torch.where(total > 0, wrong / total, missed).sqrt()
