@@ -164,21 +164,21 @@ class _Case:
             site.weight.detach(), self.kernel, moments, ridge=SHRINKAGE, seed=settings.seed
         )
         judge = _Judge(factorizer, site, [] if data is None else data.held_out)
-        best: tuple[Ladder[_Trial], Price] | None = None
+        found: list[tuple[Ladder[_Trial], Structure]] = []
+        fastest = math.inf
         missed: list[_Trial] = []
-        for priced in self.ladders:
-            limit = bar
-            if best is not None:
-                limit = min(bar, best[1].relative * CLEARLY_FASTER)
-            rungs = self._affordable([s for s in priced if factorizer.fits(s)], limit)
+        for affordable in self.ladders:
+            limit = min(bar, fastest * CLEARLY_FASTER)
+            rungs = self._affordable([s for s in affordable if factorizer.fits(s)], limit)
             ladder = Ladder(rungs, judge.solve, settings.tolerance)
-            found = ladder.cheapest()
-            if found is not None:
-                pixels = found.cascade.structure.dilated(self.kernel.dilation)
-                best = ladder, self.pricing.quick(pixels)
+            trial = ladder.cheapest()
+            if trial is not None:
+                pixels = trial.cascade.structure.dilated(self.kernel.dilation)
+                found.append((ladder, pixels))
+                fastest = min(fastest, self.pricing.quick(pixels).relative)
             elif ladder.nearest is not None:
                 missed.append(ladder.nearest)
-        if best is None:
+        if not found:
             if not missed:
                 return _entry(site, "kept", self._too_slow(), self.cheapest), None
             nearest = min(missed, key=lambda trial: trial.error)
@@ -189,9 +189,10 @@ class _Case:
             pixels = nearest.cascade.structure.dilated(self.kernel.dilation)
             entry = _entry(site, "kept", reason, (pixels, self.pricing.quick(pixels)))
             return replace(entry, missed=True, error=nearest.error, errors=nearest.errors), None
-        trial = best[0].finished()
+        priced = [(self.pricing.careful(pixels), ladder) for ladder, pixels in found]
+        price, ladder = min(priced, key=lambda pair: pair[0].relative)
+        trial = ladder.finished()
         structure = trial.cascade.structure
-        price = self.pricing.careful(structure.dilated(self.kernel.dilation))
         if price.relative > bar:
             reason = f"{structure} meets the tolerance, but {_faster(price)}, timed carefully"
             return _entry(site, "kept", reason, (structure, price)), None

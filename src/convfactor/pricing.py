@@ -66,8 +66,8 @@ class Stopwatch:
     """Times a layer's structures, filled with random weights, on the shapes that it sees.
 
     The original is timed in both memory formats and the faster one counts, on inputs that already
-    have it. A structure is timed on inputs as the model gives them, with the conversion that its
-    own format needs.
+    have it. A structure is timed on inputs of that same format, with the conversion that its own
+    format needs: the whole model is compared in both formats later, and runs in the better one.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Stopwatch:
         self._inputs = []
         for shape, calls in shapes.items():
             x = torch.randn(shape.size, generator=generator).to(device, dtype)
-            self._inputs.append((x, shape.channels_last, calls))
+            self._inputs.append((x, calls))
 
     def quick(self, structure: Structure) -> Price:
         """Time a structure briefly, once, in both formats."""
@@ -146,19 +146,20 @@ class Stopwatch:
     def _original(self, memory_format: torch.memory_format) -> Callable[[], object]:
         """The original convolution on inputs of one format."""
         weight = self._weight.contiguous(memory_format=memory_format)
-        inputs = [
-            (x.contiguous(memory_format=memory_format) if x.dim() == 4 else x, calls)
-            for x, _, calls in self._inputs
-        ]
+        inputs = self._in_format(memory_format)
         return lambda: _run(lambda x: convolution(x, weight, None, self._geometry), inputs)
 
     def _layer(self, layer: nn.Module) -> Callable[[], object]:
-        """A layer on inputs as the model gives them."""
-        inputs = [
-            (x.contiguous(memory_format=torch.channels_last) if last else x, calls)
-            for x, last, calls in self._inputs
-        ]
+        """A layer on inputs of the format in which the original is faster."""
+        inputs = self._in_format(self._better)
         return lambda: _run(layer, inputs)
+
+    def _in_format(self, memory_format: torch.memory_format) -> list[tuple[Tensor, int]]:
+        """The inputs in a format, where they have one."""
+        return [
+            (x.contiguous(memory_format=memory_format) if x.dim() == 4 else x, calls)
+            for x, calls in self._inputs
+        ]
 
 
 def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: ConvGeometry) -> Tensor:
