@@ -300,3 +300,17 @@ def test_real_layers_in_the_weight_metric(
     spec.loader.exec_module(networks)
     weight = getattr(networks, network)().get_submodule(layer).weight.detach()
     assert factorize(weight, widths=widths).error <= most
+
+
+@pytest.mark.parametrize("taps", [31, 51])
+def test_wide_gaussians_run_in_float32(taps: int) -> None:
+    row = torch.exp(-0.5 * ((torch.arange(taps) - taps // 2) / (taps / 6)).double() ** 2)
+    kernel = torch.outer(row, row)
+    f = factorize(kernel, stages=(taps - 1) // 2)
+    assert f.error < 1e-12
+    x = noise(1, 1, taps + 40, taps + 40)
+    y = x.float()
+    for stage in f.cascade.to(torch.float32).stages:
+        y = F.conv2d(y, stage.weight)
+    true = F.conv2d(x, kernel[None, None])
+    assert float((y - true).norm() / true.norm()) < 1e-4

@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+import torch
+
 from convfactor.cascade import Cascade, Structure
-from convfactor.solvers import dense, levenberg
+from convfactor.solvers import dense, levenberg, separable
 from convfactor.solvers.problem import Problem
 
 __all__ = ["Effort", "Problem", "solve"]
 
 Effort = Literal["draft", "full"]
+
+
+EXACT = 1e-10
 
 
 def solve(
@@ -36,5 +41,24 @@ def solve(
         ridge: White noise added to the input patches, relative to their mean power.
         effort: "draft" for an answer good enough to search with, "full" for the best one.
     """
-    solver = levenberg.solve if levenberg.handles(problem, structure) else dense.solve
+    chains = levenberg.handles(problem, structure)
+    if chains:
+        exact = _exact(problem, structure)
+        if exact is not None:
+            return exact
+    solver = levenberg.solve if chains else dense.solve
     return solver(problem, structure, starts=starts, seed=seed, ridge=ridge, effort=effort)
+
+
+def _exact(problem: Problem, structure: Structure) -> Cascade | None:
+    """The exact split of separable kernels, its stages in the order of the least rounding."""
+    outputs = structure.stages[-1].out_channels
+    chains = structure.widths[0] // outputs if structure.widths else 1
+    values = torch.linalg.svdvals(problem.target[:, :, 0])
+    if bool((values[..., chains:].norm(dim=2) > EXACT * values.norm(dim=2)).any()):
+        return None
+    try:
+        cascade = separable.solve(problem, structure)
+    except ValueError:
+        return None
+    return cascade if problem.error(cascade) <= EXACT else None
