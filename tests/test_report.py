@@ -74,3 +74,11 @@ def test_nothing_to_do():
     assert str(plan) == (
         "no convolution with a kernel of 7 or more taps on a side; the model is unchanged"
     )
+
+
+def test_no_word_of_a_long_reason_is_lost(plan):
+    reason = "tolerance: 3x3, the closest of those fast enough, has an error of 81.00%"
+    wide = replace(plan.entries[0], name="features.12.depthwise.conv", reason=reason)
+    text = str(replace(plan, entries=(wide,)))
+    assert set(reason.split()) <= set(text.split())
+    assert max(map(len, text.splitlines())) <= 150

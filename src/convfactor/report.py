@@ -15,7 +15,7 @@ from convfactor.latency import Timing
 if TYPE_CHECKING:
     from convfactor.plans import Entry, Plan, WholeModel
 
-WIDTH = 128
+WIDTH = 200  # more than the columns can take together, so that nothing is cut off
 
 
 def render(plan: Plan) -> str:
@@ -27,7 +27,7 @@ def render(plan: Plan) -> str:
             "the model is unchanged"
         )
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("layer", overflow="fold")
+    table.add_column("layer", overflow="fold", max_width=24)
     table.add_column("kernel", no_wrap=True)
     table.add_column("decision", no_wrap=True)
     table.add_column("stages (hidden widths)", overflow="fold", max_width=24)
@@ -37,7 +37,7 @@ def render(plan: Plan) -> str:
     table.add_column("border", justify="right", no_wrap=True)
     table.add_column("before\n(ms)", justify="right", no_wrap=True)
     table.add_column("after\n(ms)", justify="right", no_wrap=True)
-    table.add_column("reason", overflow="fold", min_width=28)
+    table.add_column("reason", max_width=30)
     for entry in plan.entries:
         table.add_row(*_row(entry))
     buffer = io.StringIO()
