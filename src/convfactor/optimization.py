@@ -23,7 +23,8 @@ from convfactor.errors import ToleranceError
 from convfactor.factorization import check_tolerance
 from convfactor.latency import compare
 from convfactor.planner import make_plan
-from convfactor.plans import MemoryFormat, Plan, Settings, WholeModel, channels_last
+from convfactor.plans import Plan, Settings, WholeModel, channels_last
+from convfactor.pricing import MemoryFormat
 from convfactor.progress import reporting
 from convfactor.sites import ModelInputs, Select
 

@@ -23,13 +23,13 @@ from convfactor.bounds import Bounds
 from convfactor.cascade import Cascade, Structure
 from convfactor.geometry import ConvGeometry
 from convfactor.latency import Timing
+from convfactor.pricing import MemoryFormat
 from convfactor.sites import InputShape, Kind
 from convfactor.verification import OutputErrors
 
 FORMAT = 1
 PLAN_FILE, WEIGHTS_FILE = "plan.json", "cascades.safetensors"
 
-MemoryFormat = Literal["as given", "channels_last"]
 Decision = Literal["replaced", "kept"]
 
 

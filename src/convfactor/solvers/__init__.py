@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 
 from convfactor.cascade import Cascade, Structure
 from convfactor.solvers import dense, levenberg, separable
-from convfactor.solvers.problem import Problem
+from convfactor.solvers.problem import Effort, Problem
 
 __all__ = ["Effort", "Problem", "solve"]
-
-Effort = Literal["draft", "full"]
 
 
 EXACT = 1e-10

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,7 +14,7 @@ from convfactor.solvers.composition import Composition, Layout
 from convfactor.solvers.descent import Descent
 from convfactor.solvers.embedding import embed
 from convfactor.solvers.lifted import drawn, lifted
-from convfactor.solvers.problem import Problem
+from convfactor.solvers.problem import Effort, Problem
 from convfactor.solvers.reduction import Reduction
 
 # Random starts are drawn while their evaluations together take less work than this; the lifted
@@ -59,7 +58,7 @@ def solve(
     starts: Sequence[Cascade] = (),
     seed: int = 0,
     ridge: float = 0.0,
-    effort: Literal["draft", "full"] = "full",
+    effort: Effort = "full",
     progress: Callable[[float, float], None] | None = None,
 ) -> Cascade:
     """Find the best weights for a structure.

@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ from torch import Tensor
 from convfactor.cascade import Cascade, Structure
 from convfactor.solvers import separable
 from convfactor.solvers.chains import Layout, branches, embed, pack
-from convfactor.solvers.problem import Problem
+from convfactor.solvers.problem import Effort, Problem
 from convfactor.solvers.reduction import Reduction
 from convfactor.solvers.refine import Fit, Kernels, compose, refine
 
@@ -76,7 +75,7 @@ def solve(
     starts: Sequence[Cascade] = (),
     seed: int = 0,
     ridge: float = 0.0,
-    effort: Literal["draft", "full"] = "full",
+    effort: Effort = "full",
 ) -> Cascade:
     """Find the best chains for every channel.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,8 @@ from convfactor.geometry import Pair
 if TYPE_CHECKING:
     from convfactor.cascade import Cascade, Structure
     from convfactor.moments import Moments
+
+Effort = Literal["draft", "full"]
 
 
 @dataclass(frozen=True, eq=False)
