@@ -208,3 +208,16 @@ def test_errors() -> None:
         levenberg.solve(random_problem(0, 1, 1, 2, 5, 5), structure)
     with pytest.raises(ValueError, match="starts"):
         levenberg.solve(problem, structure, starts=[chain_structure(2, 1, [(5, 5)] * 2).random()])
+
+
+def test_progress_is_told() -> None:
+    problem = random_problem(5, 3, 1, 1, 7, 7)
+    told: list[tuple[float, float]] = []
+    structure = chain_structure(3, 1, [(3, 3)] * 3)
+    found = levenberg.solve(problem, structure, progress=lambda *values: told.append(values))
+    shares, errors = zip(*told, strict=True)
+    assert list(shares) == sorted(shares)
+    assert 0 < shares[0] < shares[-1] < 1
+    assert list(errors) == sorted(errors, reverse=True)
+    assert errors[-1] >= problem.error(found) - 1e-9
+    assert errors[-1] == pytest.approx(problem.error(found), rel=0.05)

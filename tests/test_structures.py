@@ -204,5 +204,14 @@ def test_pointwise_stages_come_first_where_many_channels_are_read():
 
 def test_taper_evens_the_widths_out():
     (family,) = full(ConvGeometry(32, 2, (9, 9)))
-    assert family.widths(1.0) == (16, 8, 4)
+    assert family.widths(1.0, taper=1.0) == (16, 8, 4)
+    assert family.widths(1.0) == (11, 8, 6)
     assert family.widths(1.0, taper=0.0) == (8, 8, 8)
+
+
+@pytest.mark.parametrize("taper", [0.0, 0.5, 1.0])
+def test_no_stage_is_much_narrower_than_the_others(taper):
+    (family,) = full(ConvGeometry(1, 64, (9, 9)))
+    for scale in (0.1, 0.3, 0.5, 1.0, 2.0):
+        widths = family.widths(scale, taper)
+        assert min(widths) >= min(4, max(widths))

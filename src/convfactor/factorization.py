@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any, Literal
@@ -18,12 +18,15 @@ from convfactor.cascade import Cascade, Stage, Structure
 from convfactor.errors import ToleranceError
 from convfactor.geometry import ConvGeometry, Pair
 from convfactor.moments import Moments
+from convfactor.progress import reporting
 from convfactor.search import Ladder
 from convfactor.solvers import Effort, Problem, alternating, constraints, solve
 from convfactor.structures import Family, cropped, dilated, full, pointwise
 
 TAPERS = (1.0, 0.5, 0.0)
 SPLIT = 1e-9
+# Called with a structure that is being solved, the share of the work done and the error reached.
+Report = Callable[[Structure, float, float], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +95,7 @@ class Factorizer:
         preserve_dc: Whether to keep every kernel's sum exactly.
         ridge: White noise added to the input patches, relative to their mean power.
         seed: Seed of the random starts.
+        report: Called while a structure is solved.
     """
 
     weight: Tensor
@@ -100,6 +104,7 @@ class Factorizer:
     preserve_dc: bool = False
     ridge: float = 0.0
     seed: int = 0
+    report: Report = lambda structure, share, error: None
 
     def problem(self, structure: Structure) -> Problem:
         """The problem on the smallest window that holds the kernel and the structure."""
@@ -131,7 +136,13 @@ class Factorizer:
         problem = self.problem(structure)
         aim = constraints.weigh_dc(problem) if self.preserve_dc else problem
         cascade = solve(
-            aim, structure, starts=starts, seed=self.seed, ridge=self.ridge, effort=effort
+            aim,
+            structure,
+            starts=starts,
+            seed=self.seed,
+            ridge=self.ridge,
+            effort=effort,
+            progress=lambda share, error: self.report(structure, share, error),
         )
         return self.measure(cascade, problem)
 
@@ -172,6 +183,7 @@ def factorize(
     solver: Literal["auto", "alternating"] = "auto",
     seed: int = 0,
     strict: bool = False,
+    progress: bool | None = None,
 ) -> Factorization:
     """Factorize a convolution kernel into a cascade of 3x3 stages.
 
@@ -198,6 +210,7 @@ def factorize(
         solver: "auto", or "alternating" for the original gradient descent with restarts.
         seed: Seed of the random starts.
         strict: Raise where the tolerance is not met.
+        progress: Show progress on stderr; None does so on a terminal.
 
     Raises:
         TypeError: ``weight`` is not floating point.
@@ -213,9 +226,31 @@ def factorize(
     array = _read_weight(weight)
     kernel = _read_kernel(array, groups, stride, dilation)
     _check(tolerance, stages, widths, moments, kernel, ridge, solver)
-    factorizer = Factorizer(array, kernel, moments, preserve_dc, ridge, seed)
+    with reporting(progress) as display:
+        task = display.add_task("solving", total=100, detail="")
+
+        def report(structure: Structure, share: float, error: float) -> None:
+            detail = f"{structure}: error {error:.2%}"
+            display.update(task, completed=round(100 * share), detail=detail)
+
+        factorizer = Factorizer(array, kernel, moments, preserve_dc, ridge, seed, report)
+        result = _solve(factorizer, tolerance, stages, widths, solver)
+    if strict and result.met is False:
+        raise ToleranceError(result.message)
+    return replace(result, cascade=result.cascade.dilated(kernel.dilation))
+
+
+def _solve(
+    factorizer: Factorizer,
+    tolerance: float | None,
+    stages: int | None,
+    widths: Sequence[int] | None,
+    solver: str,
+) -> Factorization:
+    """Answer one of the three questions."""
+    kernel = factorizer.kernel
     if max(kernel.kernel_size) <= 3 and stages is None and widths is None:
-        result = factorizer.measure(_single(kernel).cascade([array]))
+        result = factorizer.measure(_single(kernel).cascade([factorizer.weight]))
     elif solver == "alternating":
         result = _alternating(factorizer, stages, widths)
     elif widths is not None:
@@ -225,13 +260,10 @@ def factorize(
     else:
         assert tolerance is not None
         result = _cheapest(factorizer, tolerance)
-    if tolerance is not None:
-        result = replace(result, met=result.error <= tolerance)
-        if not result.met:
-            result = replace(result, message=_needed(factorizer, tolerance, result))
-            if strict:
-                raise ToleranceError(result.message)
-    return replace(result, cascade=result.cascade.dilated(kernel.dilation))
+    if tolerance is None:
+        return result
+    met = result.error <= tolerance
+    return replace(result, met=met, message="" if met else _needed(factorizer, tolerance, result))
 
 
 def _single(kernel: ConvGeometry) -> Structure:

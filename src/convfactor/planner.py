@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from convfactor import calibration, rewrite, transforms
 from convfactor.calibration import SiteData, Split
 from convfactor.cascade import Cascade, Structure
-from convfactor.factorization import Factorization, Factorizer, families
+from convfactor.factorization import Factorization, Factorizer, Report, families
 from convfactor.geometry import ConvGeometry, Pair
 from convfactor.layers import CascadeConv2d
 from convfactor.plans import PLAN_FILE, Entry, Environment, Plan, Replacement, Settings
@@ -76,7 +76,7 @@ def make_plan(
 
     cases: dict[Site, _Case] = {}
     known: dict[object, Price] = {}
-    for site in _steps(progress, "timing", sites):
+    for site, _ in _steps(progress, "timing", sites):
         if site.obstacle is None and site.kind == "functional":
             assert site.geometry is not None
             site.obstacle = rewrite.obstacle(model, site.owners[0], site.weight_name, site.geometry)
@@ -96,13 +96,13 @@ def make_plan(
             settings.seed,
             lambda done: progress.update(task, completed=done),
         )
-    for site in _steps(progress, "solving", sites):
+    for site, report in _steps(progress, "solving", sites):
         if site in decided:
             entry, replacement = decided[site]
         elif site.obstacle is not None:
             entry, replacement = _entry(site, "kept", site.obstacle), None
         else:
-            entry, replacement = cases[site].decide(data.pop(site, None), settings)
+            entry, replacement = cases[site].decide(data.pop(site, None), settings, report)
         plan = plan.extended(entry, replacement)
         if checkpoint is not None:
             plan.save(checkpoint)
@@ -152,7 +152,9 @@ class _Case:
             return 0, 0
         return rows, cols
 
-    def decide(self, data: SiteData | None, settings: Settings) -> tuple[Entry, Replacement | None]:
+    def decide(
+        self, data: SiteData | None, settings: Settings, report: Report
+    ) -> tuple[Entry, Replacement | None]:
         """Solve the structures and choose."""
         site, bar = self.site, 1 / settings.min_speedup
         if not self.ladders:
@@ -161,7 +163,12 @@ class _Case:
         if moments is not None and not bool(moments.covariance.any()):
             return _entry(site, "kept", "its input does not vary in the calibration data"), None
         factorizer = Factorizer(
-            site.weight.detach(), self.kernel, moments, ridge=SHRINKAGE, seed=settings.seed
+            site.weight.detach(),
+            self.kernel,
+            moments,
+            ridge=SHRINKAGE,
+            seed=settings.seed,
+            report=report,
         )
         judge = _Judge(factorizer, site, [] if data is None else data.held_out)
         found: list[tuple[Ladder[_Trial], Structure]] = []
@@ -428,11 +435,18 @@ def _recall(earlier: Plan | None, site: Site) -> tuple[Entry, Replacement | None
     return None
 
 
-def _steps(progress: Progress, description: str, sites: Sequence[Site]) -> Iterator[Site]:
-    """Go through the sites, naming each on the display."""
+def _steps(
+    progress: Progress, description: str, sites: Sequence[Site]
+) -> Iterator[tuple[Site, Report]]:
+    """Go through the sites, naming each, and what is solved for it, on the display."""
     task = progress.add_task(description, total=len(sites), detail="")
     for site in sites:
+
+        def report(structure: Structure, share: float, error: float, name: str = site.name) -> None:
+            detail = f"{name}: {structure}, {share:.0%} done, error {error:.2%}"
+            progress.update(task, detail=detail)
+
         progress.update(task, detail=site.name)
-        yield site
+        yield site, report
         progress.advance(task)
     progress.update(task, detail="")

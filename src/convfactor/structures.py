@@ -11,6 +11,10 @@ from convfactor.cascade import StageShape, Structure
 from convfactor.geometry import ConvGeometry, Pair
 
 FEWEST_MIXED = 16
+# At equal multiplies, widths (4, 4, 4) instead of (1, 1, 4) took the calibrated error of SRCNN's
+# 9x9 1->64 from 8.0 to 0.4 %: what a narrow stage loses, no later one brings back.
+NARROWEST = 4
+TAPER = 0.5
 
 
 @dataclass(frozen=True)
@@ -48,11 +52,12 @@ class Family:
             stages.append(StageShape(channels[i], channels[i + 1], size, stride, dilation, groups))
         return Structure(tuple(stages), self.offset)
 
-    def widths(self, scale: float, taper: float = 1.0) -> tuple[int, ...]:
+    def widths(self, scale: float, taper: float = TAPER) -> tuple[int, ...]:
         """Hidden widths between the channel counts at both ends, times ``scale``.
 
-        They taper geometrically from the input's to the output's channels, which spends multiplies
-        where the channels are; a ``taper`` below 1 evens them out, 0 makes them equal.
+        They grow geometrically from the end with fewer channels to the other, by as much as the
+        channels with a ``taper`` of 1, not at all with 0. None is below ``NARROWEST`` unless all
+        are.
         """
         kernel, count = self.kernel, len(self.kernel_sizes)
         first = kernel.in_channels // kernel.groups
@@ -60,13 +65,13 @@ class Family:
         if kernel.is_depthwise:
             return (max(1, round(scale)) * kernel.groups,) * (count - 1)
         middle = math.sqrt(first * last)
-        return tuple(
-            max(1, round(scale * middle * (last / first) ** (taper * (i / count - 0.5))))
-            * kernel.groups
-            for i in range(1, count)
-        )
+        widths = [
+            scale * middle * (last / first) ** (taper * (i / count - 0.5)) for i in range(1, count)
+        ]
+        least = min(NARROWEST, max(widths, default=1))
+        return tuple(max(1, round(max(width, least))) * kernel.groups for width in widths)
 
-    def ladder(self, most_macs: int, multiple: int = 1, taper: float = 1.0) -> list[Structure]:
+    def ladder(self, most_macs: int, multiple: int = 1, taper: float = TAPER) -> list[Structure]:
         """Structures of growing width, cheapest first, within a budget of multiplies.
 
         Args:

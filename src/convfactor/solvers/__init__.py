@@ -8,10 +8,9 @@ import torch
 
 from convfactor.cascade import Cascade, Structure
 from convfactor.solvers import dense, levenberg, separable
-from convfactor.solvers.problem import Effort, Problem
+from convfactor.solvers.problem import Effort, Problem, Progress
 
-__all__ = ["Effort", "Problem", "solve"]
-
+__all__ = ["Effort", "Problem", "Progress", "solve"]
 
 EXACT = 1e-10
 
@@ -24,6 +23,7 @@ def solve(
     seed: int = 0,
     ridge: float = 0.0,
     effort: Effort = "full",
+    progress: Progress | None = None,
 ) -> Cascade:
     """Find the best weights for a structure with the solver made for its kind.
 
@@ -37,6 +37,7 @@ def solve(
         seed: Seed of the random starts.
         ridge: White noise added to the input patches, relative to their mean power.
         effort: "draft" for an answer good enough to search with, "full" for the best one.
+        progress: Called with the share of the work done and the relative error reached.
     """
     chains = levenberg.handles(problem, structure)
     if chains:
@@ -44,7 +45,9 @@ def solve(
         if exact is not None:
             return exact
     solver = levenberg.solve if chains else dense.solve
-    return solver(problem, structure, starts=starts, seed=seed, ridge=ridge, effort=effort)
+    return solver(
+        problem, structure, starts=starts, seed=seed, ridge=ridge, effort=effort, progress=progress
+    )
 
 
 def _exact(problem: Problem, structure: Structure) -> Cascade | None:

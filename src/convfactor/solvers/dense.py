@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,7 @@ from convfactor.solvers.composition import Composition, Layout
 from convfactor.solvers.descent import Descent
 from convfactor.solvers.embedding import embed
 from convfactor.solvers.lifted import drawn, lifted
-from convfactor.solvers.problem import Effort, Problem
+from convfactor.solvers.problem import Effort, Problem, Progress
 from convfactor.solvers.reduction import Reduction
 
 # Random starts are drawn while their evaluations together take less work than this; the lifted
@@ -59,7 +59,7 @@ def solve(
     seed: int = 0,
     ridge: float = 0.0,
     effort: Effort = "full",
-    progress: Callable[[float, float], None] | None = None,
+    progress: Progress | None = None,
 ) -> Cascade:
     """Find the best weights for a structure.
 
@@ -140,7 +140,7 @@ def _descend(
     flat: Tensor,
     trial: int,
     limits: _Limits,
-    progress: Callable[[float, float], None] | None,
+    progress: Progress | None,
 ) -> Tensor:
     """Descend from (starts * groups, weights), after a trial only from each group's best."""
     groups = len(reduction.target)

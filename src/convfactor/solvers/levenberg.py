@@ -18,7 +18,7 @@ from torch import Tensor
 from convfactor.cascade import Cascade, Structure
 from convfactor.solvers import separable
 from convfactor.solvers.chains import Layout, branches, embed, pack
-from convfactor.solvers.problem import Effort, Problem
+from convfactor.solvers.problem import Effort, Problem, Progress
 from convfactor.solvers.reduction import Reduction
 from convfactor.solvers.refine import Fit, Kernels, compose, refine
 
@@ -76,6 +76,7 @@ def solve(
     seed: int = 0,
     ridge: float = 0.0,
     effort: Effort = "full",
+    progress: Progress | None = None,
 ) -> Cascade:
     """Find the best chains for every channel.
 
@@ -88,6 +89,7 @@ def solve(
         seed: Seed of the random starts.
         ridge: White noise added to the input, relative to its mean power.
         effort: "draft" for an answer good enough to search with, "full" for the best one.
+        progress: Called with the share of the work done and the relative error reached.
 
     Returns:
         A balanced float64 cascade of exactly this structure.
@@ -112,8 +114,14 @@ def solve(
         given.append([*kernels[:-1], kernels[-1] / size])
     work = len(fit.target) * (count * layout.taps) ** 2 * fit.target.shape[1]
     full = _THOROUGH if work <= _THOROUGH_WORK else _BRISK
+
+    def tell(share: float, losses: Tensor) -> None:
+        if progress:
+            power = scale / torch.where(scale > 0, scale, 1).amax()
+            progress(share, float(((losses * power**2).sum() / (power**2).sum()).sqrt()))
+
     search = _Search(full if effort == "full" else _DRAFT, torch.Generator().manual_seed(seed))
-    best = search.run(fit, layout, count, given)
+    best = search.run(fit, layout, count, given, tell)
     cascade = pack(structure, _zeroed(best, fit.target)).balanced()
     last = cascade.stages[-1]
     last = replace(last, weight=last.weight * scale[:, None, None, None])
@@ -162,7 +170,14 @@ class _Search:
         self.effort = effort
         self.generator = generator
 
-    def run(self, fit: Fit, layout: Layout, count: int, given: Sequence[Kernels] = ()) -> Kernels:
+    def run(
+        self,
+        fit: Fit,
+        layout: Layout,
+        count: int,
+        given: Sequence[Kernels] = (),
+        tell: Callable[[float, Tensor], None] = lambda share, losses: None,
+    ) -> Kernels:
         """Fit chains with ``count`` branches; one answer per channel."""
         direct = [*given, _folded(fit, layout, count)]
         if all(spacing == (1, 1) for spacing in layout.spacings):
@@ -188,7 +203,8 @@ class _Search:
             if self.effort.peeled:
                 ways.append(lambda part, _: self._peel(part, layout))
             ways += [lambda part, now: self._resplit(part, layout, now)] * self.effort.rounds
-        for way in ways:
+        for done, way in enumerate(ways, 1):
+            tell(done / (len(ways) + 1), losses)
             todo = (losses > _SOLVED).nonzero()[:, 0]
             if todo.numel() == 0:
                 break

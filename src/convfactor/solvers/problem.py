@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from convfactor.moments import Moments
 
 Effort = Literal["draft", "full"]
+# Called with the share of the work done and the relative error reached.
+Progress = Callable[[float, float], None]
 
 
 @dataclass(frozen=True, eq=False)
