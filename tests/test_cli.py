@@ -93,7 +93,7 @@ def test_everything_is_written_and_can_be_loaded(folder, capsys, state, kind, ca
     assert out == f"{plan}\n" == (folder / "out" / "table.txt").read_text()
     assert ("calibration batches" in out) == (calibration is not None)
     assert err.splitlines()[-1].startswith("convfactor: wrote plan.json, cascades.safetensors")
-    assert len(list((folder / "out").iterdir())) == 5
+    assert len(list((folder / "out").iterdir())) == 6
 
     import mine
 
@@ -110,6 +110,7 @@ def test_everything_is_written_and_can_be_loaded(folder, capsys, state, kind, ca
     load_model(fast, "out/model.safetensors")
     assert torch.equal(fast(images()), plan.apply(model)(images()))
     assert load_file("out/model.safetensors").keys() <= fast.state_dict().keys()
+    assert (folder / "out" / "report.html").read_text() == plan.to_html(model=model)
 
     assert run("show", "out") == 0
     assert capsys.readouterr().out == out
@@ -214,6 +215,33 @@ def test_wrong_usage(folder, capsys, arguments):
     assert out == ""
     assert "Traceback" not in err
     assert "convfactor" in err
+
+
+def test_reports_of_a_saved_plan(folder, capsys):
+    assert optimize("mine:branch") == 0
+    table = capsys.readouterr().out
+    plan = Plan.load("out")
+    files = {"html": "a/page.html", "markdown": "a/page.md", "csv": "plan.csv", "json": "plan.json"}
+    options = [part for name, file in files.items() for part in (f"--{name}", file)]
+    assert run("show", "out", *options) == 0
+    out, err = capsys.readouterr()
+    assert out == table
+    assert err.splitlines() == [f"convfactor: wrote {file}" for file in files.values()]
+    for name, file in files.items():
+        text = (folder / file).read_text()
+        assert text == getattr(plan, f"to_{name}")()
+        assert plan.entries[0].name in text
+
+
+def test_a_report_that_can_not_be_written(folder, capsys):
+    assert optimize("mine:branch") == 0
+    capsys.readouterr()
+    assert run("show", "out", "--html", "mine.py/page.html") == 2
+    err = capsys.readouterr().err
+    assert err.startswith("convfactor: error: ")
+    assert "mine.py" in err
+    assert run("show", "out", "--csv", "out") == 2
+    assert "Traceback" not in capsys.readouterr().err
 
 
 def test_help_and_version(capsys):

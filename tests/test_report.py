@@ -1,5 +1,10 @@
 from __future__ import annotations
 
+import csv
+import io
+import json
+import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -8,9 +13,9 @@ from tiny import batches, conv, images
 from torch import nn
 
 import convfactor
-from convfactor import Plan
+from convfactor import Bounds, Plan
 from convfactor.latency import Timing
-from convfactor.plans import WholeModel
+from convfactor.plans import PLAN_FILE, WholeModel
 
 
 @pytest.fixture(scope="module")
@@ -82,3 +87,92 @@ def test_no_word_of_a_long_reason_is_lost(plan):
     text = str(replace(plan, entries=(wide,)))
     assert set(reason.split()) <= set(text.split())
     assert max(map(len, text.splitlines())) <= 150
+
+
+def hostile(plan: Plan) -> Plan:
+    """The plan with what is special in Markdown, CSV and JSON in its names and reasons."""
+    first = replace(
+        plan.entries[0],
+        name='a|b\n`c` *d* <e> "f", \\ [g](h) \u00e9',
+        reason="one\r\ntwo | three",
+        error=0.1 + 0.2,
+        before=Timing(1 / 3, 1e-9, 0.4),
+        bounds=Bounds(2 / 3, math.inf),
+    )
+    return replace(plan, entries=(first, *plan.entries[1:]))
+
+
+def test_the_markdown_has_the_cells_of_the_text(plan, tmp_path):
+    text = plan.to_markdown(tmp_path / "new" / "plan.md")
+    assert (tmp_path / "new" / "plan.md").read_bytes().decode() == text
+    lines = text.splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("|"))
+    table = [[c.strip(" `") for c in line.strip("|").split("|")] for line in lines[start:][:5]]
+    assert {len(cells) for cells in table} == {11}
+    assert all(re.fullmatch("---:?", rule) for rule in table[1])
+    shown = {name: line(plan, name) for name in "012"}
+    for cells in table[2:]:
+        assert " ".join(" ".join(cells).split()) == shown[cells[0]]
+    written = str(plan).splitlines()
+    assert [part for part in lines[:start] if part] == written[:3]
+    assert text.endswith(f"\n\n{written[-1]}\n")
+
+
+def test_markdown_takes_names_literally(plan):
+    lines = hostile(plan).to_markdown().splitlines()
+    (row,) = [text for text in lines if text.startswith("| a")]
+    name, *_, reason = re.split(r" (?<!\\)\| ", row.removeprefix("| ").removesuffix(" |"))
+    assert name == r'a\|b \`c\` \*d\* \<e\> "f", \\ \[g\](h) é'
+    assert reason == r"one two \| three"
+    assert len(re.findall(r"(?<!\\)\|", row)) == 12
+
+
+def test_the_csv_keeps_every_figure(plan, tmp_path):
+    shown = hostile(plan)
+    text = shown.to_csv(tmp_path / "plan.csv")
+    assert (tmp_path / "plan.csv").read_bytes().decode() == text
+    rows = list(csv.DictReader(io.StringIO(text, newline="")))
+    assert len(rows) == 3
+    for row, entry in zip(rows, shown.entries, strict=True):
+        assert None not in row
+        assert row["layer"] == entry.name
+        assert (row["decision"], row["reason"]) == (entry.decision, entry.reason)
+        assert row["stages"] == ("" if entry.structure is None else str(entry.structure))
+        assert row["weight_sha256"] == entry.fingerprint
+    first, second, third = rows
+    assert float(first["relative_error"]) == 0.1 + 0.2
+    assert float(first["before_median_s"]) == 1 / 3
+    assert float(first["before_lower_quartile_s"]) == 1e-9
+    assert float(first["bound_spectral"]) == math.inf
+    assert float(first["relative_error_worst_batch"]) == shown.entries[0].errors.worst_batch
+    assert int(first["multiplies_per_output_pixel_before"]) == 100
+    assert first["after_median_s"] == ""
+    assert (second["stride"], second["dilation"], second["kernel_size"]) == ("2x1", "2x2", "5x5")
+    assert (third["kernel_size"], third["in_channels"], third["relative_error"]) == ("6x6", "", "")
+
+
+def test_the_json_is_what_save_writes(plan, tmp_path):
+    shown = hostile(plan)
+    shown.save(tmp_path)
+    text = shown.to_json(tmp_path / "again.json")
+    assert text == (tmp_path / PLAN_FILE).read_text() == (tmp_path / "again.json").read_text()
+    assert json.loads(text)["entries"][0]["name"] == shown.entries[0].name
+    (tmp_path / "again.json").replace(tmp_path / PLAN_FILE)
+    assert str(Plan.load(tmp_path)) == str(shown)
+
+
+def test_a_file_is_replaced_only_by_a_whole_one(plan, tmp_path):
+    path = tmp_path / "plan.csv"
+    path.write_text("older")
+    with pytest.raises(UnicodeEncodeError):
+        replace(plan, entries=(replace(plan.entries[0], name="\ud800"),)).to_csv(path)
+    assert path.read_text() == "older"
+    assert plan.to_csv(path) == path.read_text()
+    assert [file.name for file in tmp_path.iterdir()] == ["plan.csv"]
+
+
+def test_nothing_to_do_in_other_forms():
+    plan = convfactor.plan(nn.ReLU(), images(), objective="macs", min_kernel_size=7)
+    assert plan.to_markdown() == f"{plan}\n"
+    assert len(plan.to_csv().splitlines()) == 1
+    assert json.loads(plan.to_json())["entries"] == []

@@ -34,9 +34,10 @@ class Split:
             for tensor in batch.tensors:
                 plain = tensor.detach().cpu().contiguous().flatten()
                 digest.update(plain.view(torch.uint8).numpy().tobytes())
+        fit, others = len(self.fit), len(self.held_out)
         return (
-            f"{len(self.fit)} calibration batches, errors on {len(self.held_out)} others "
-            f"({digest.hexdigest()[:12]})"
+            f"{fit} calibration {'batch' if fit == 1 else 'batches'}, errors on {others} "
+            f"{'other' if others == 1 else 'others'} ({digest.hexdigest()[:12]})"
         )
 
 

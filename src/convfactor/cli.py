@@ -22,6 +22,12 @@ from convfactor.errors import ToleranceError
 from convfactor.plans import PLAN_FILE, WEIGHTS_FILE, Plan
 
 PARTIAL = "partial"
+REPORTS = {
+    "html": "a page with pictures of the kernels",
+    "markdown": "the table for GitHub",
+    "csv": "the figures for other programs",
+    "json": "the whole record",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -91,7 +97,9 @@ def _parser() -> argparse.ArgumentParser:
 
     show = commands.add_parser("show", help="print the table of a saved plan")
     show.add_argument("folder", type=Path, metavar="FOLDER")
-    show.set_defaults(run=lambda options: print(Plan.load(options.folder)))
+    for name, what in REPORTS.items():
+        show.add_argument(f"--{name}", type=Path, metavar="FILE", help=f"write {what} as well")
+    show.set_defaults(run=_show)
     return parser
 
 
@@ -127,8 +135,9 @@ def _optimize(options: argparse.Namespace) -> None:
     )
     plan.save(output)
     (output / "table.txt").write_text(f"{plan}\n", encoding="utf-8")
+    plan.to_html(output / "report.html", model)
     save_model(fast, str(output / "model.safetensors"))
-    written = [PLAN_FILE, WEIGHTS_FILE, "table.txt", "model.safetensors"]
+    written = [PLAN_FILE, WEIGHTS_FILE, "table.txt", "report.html", "model.safetensors"]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -140,6 +149,17 @@ def _optimize(options: argparse.Namespace) -> None:
     shutil.rmtree(output / PARTIAL, ignore_errors=True)
     print(plan)
     _say(f"wrote {', '.join(written)} to {output}")
+
+
+def _show(options: argparse.Namespace) -> None:
+    """Print a saved plan, and write it in other forms."""
+    plan = Plan.load(options.folder)
+    print(plan)
+    for name in REPORTS:
+        path: Path | None = getattr(options, name)
+        if path is not None:
+            getattr(plan, f"to_{name}")(path)
+            _say(f"wrote {path}")
 
 
 def _device(text: str) -> torch.device:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import math
+import operator
 import os
 import platform
 import tempfile
@@ -18,9 +20,10 @@ from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, overrid
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from convfactor import report, rewrite
+from convfactor import pages, report, rewrite
 from convfactor.bounds import Bounds
 from convfactor.cascade import Cascade, Structure
+from convfactor.errors import PlanMismatchError
 from convfactor.geometry import ConvGeometry
 from convfactor.latency import Timing
 from convfactor.pricing import MemoryFormat
@@ -223,7 +226,41 @@ class Plan:
 
     def __str__(self) -> str:
         """Table of the decisions with the whole model under it."""
-        return report.render(self)
+        return report.to_text(self)
+
+    def to_html(
+        self, path: str | os.PathLike[str] | None = None, model: nn.Module | None = None
+    ) -> str:
+        """Make a report as a page that loads nothing else, with pictures of the kernels.
+
+        Args:
+            path: File to write as well.
+            model: The model that was planned; with it the pictures show the original kernels and
+                what is left of them in the error. It is not touched.
+
+        Returns:
+            The page.
+
+        Raises:
+            PlanMismatchError: ``model`` is not the one that was planned.
+        """
+        return _written(pages.to_html(self, {} if model is None else self._kernels(model)), path)
+
+    def to_markdown(self, path: str | os.PathLike[str] | None = None) -> str:
+        """Make a table of GitHub's Markdown with what ``print`` shows, and write it to a file."""
+        return _written(report.to_markdown(self), path)
+
+    def to_csv(self, path: str | os.PathLike[str] | None = None) -> str:
+        """Make a table for other programs, one line per decision, and write it to a file.
+
+        Numbers have full precision, times are in seconds, and what is unknown is empty.
+        """
+        return _written(report.to_csv(self), path)
+
+    def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
+        """Make the record that ``save`` keeps beside the weights, and write it to a file."""
+        record = {"format": FORMAT, **_converter().unstructure(self)}
+        return _written(json.dumps(record, indent=2, allow_nan=False) + "\n", path)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the plan as JSON and its cascades as safetensors; no pickle.
@@ -240,11 +277,9 @@ class Plan:
             for j, stage in enumerate(replacement.cascade.stages):
                 tensors[f"{i}.stages.{j}.weight"] = _plain(stage.weight)
             tensors[f"{i}.bias_shift"] = _plain(replacement.bias_shift)
-        record = {"format": FORMAT, **_converter().unstructure(self)}
-        text = json.dumps(record, indent=2, allow_nan=False)
         with tempfile.TemporaryDirectory(dir=path) as scratch:
             save_file(tensors, Path(scratch) / WEIGHTS_FILE)
-            (Path(scratch) / PLAN_FILE).write_text(text + "\n", encoding="utf-8")
+            self.to_json(Path(scratch) / PLAN_FILE)
             for name in (WEIGHTS_FILE, PLAN_FILE):
                 os.replace(Path(scratch) / name, path / name)
 
@@ -271,6 +306,11 @@ class Plan:
         except Exception as error:  # whatever a damaged file leads the readers to raise
             raise ValueError(f"{path} does not hold a plan that can be read: {error}") from error
 
+    def _kernels(self, model: nn.Module) -> dict[int, Tensor]:
+        """The original kernels of the replaced layers, by index into ``entries``."""
+        self.apply(model)  # refuses any other model
+        return {i: _kernel(model, self.entries[i]) for i in self.replacements}
+
 
 def channels_last(model: nn.Module) -> nn.Module:
     """Bring the weights of 2-D convolutions into channels_last; ``model.to`` refuses 3-D ones."""
@@ -278,6 +318,28 @@ def channels_last(model: nn.Module) -> nn.Module:
         if tensor.dim() == 4:
             tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
     return model
+
+
+def _kernel(model: nn.Module, entry: Entry) -> Tensor:
+    """The weight of an entry; a graph may know the module by one of its names only."""
+    names = [entry.weight_name, *(f"{owner}.weight" for owner in entry.owners)]
+    for name in names:
+        with contextlib.suppress(AttributeError):
+            weight: Tensor = operator.attrgetter(name)(model)
+            return weight
+    raise PlanMismatchError(f"layer {entry.name}: the model has none of {', '.join(names)}")
+
+
+def _written(text: str, path: str | os.PathLike[str] | None) -> str:
+    """Write a text to a file, which is replaced at once, where there is one to write."""
+    if path is not None:
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+            fresh = Path(scratch) / target.name
+            fresh.write_text(text, encoding="utf-8", newline="")
+            os.replace(fresh, target)
+    return text
 
 
 def _plain(tensor: Tensor) -> Tensor:

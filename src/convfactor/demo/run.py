@@ -21,10 +21,11 @@ DETAIL = (slice(24, 204), slice(150, 330))
 def demo(output: Path, tolerance: float) -> None:
     """Optimize the demo's network on its training photographs and judge it on the others.
 
-    Prints the plan and the quality on the test photographs, and saves the plan and a picture.
+    Prints the plan and the quality on the test photographs, and saves the plan, its report as a
+    page, and a picture.
 
     Args:
-        output: Folder for the plan and the picture.
+        output: Folder for the plan, the report and the picture.
         tolerance: Largest relative error of a layer.
 
     Raises:
@@ -41,6 +42,7 @@ def demo(output: Path, tolerance: float) -> None:
         calibration=[photographs.degrade(_middle(p)) for p in photographs.training().values()],
     )
     plan.save(output)
+    plan.to_html(output / "report.html", model)
     print(plan)
     print()
     with torch.no_grad():
@@ -52,7 +54,7 @@ def demo(output: Path, tolerance: float) -> None:
     _draw(testing["astronaut"], results["astronaut"], picture)
     parameters = [sum(p.numel() for p in m.parameters()) for m in (model, fast)]
     print(f"parameters: {parameters[0]} -> {parameters[1]}")
-    print(f"plan and picture: {output}")
+    print(f"plan, report and picture: {output}")
 
 
 def _middle(luma: Tensor) -> Tensor:
