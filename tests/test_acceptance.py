@@ -93,6 +93,14 @@ def test_mse_in_the_original_normalisation(band: str, most: float) -> None:
     assert mse <= theirs
 
 
+@pytest.mark.parametrize("band", ["lh", "hl", "hh"])
+def test_admissibility_costs_exact_kernels_nothing(band: str) -> None:
+    kernel = synthesis_kernel("near_sym_a", band)
+    found = factorize(kernel, stages=(max(kernel.shape) - 1) // 2, preserve_dc=True)
+    assert found.error <= 1e-12
+    assert abs(float(found.compose().sum())) <= 1e-15
+
+
 @pytest.mark.parametrize("size", [11, 15])
 def test_gaussians_run_in_float32(size: int) -> None:
     kernel = gaussian(size, size / 8)

@@ -13,6 +13,7 @@ import torch
 FEWEST_ROUNDS = 5
 MOST_ROUNDS = 60
 SHORTEST_SAMPLE = 1e-3
+LONG = 2e-2
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,10 @@ class Timing:
 
 
 def compare(
-    calls: Sequence[Callable[[], object]], device: torch.device, seconds: float = 0.3
+    calls: Sequence[Callable[[], object]],
+    device: torch.device,
+    seconds: float = 0.3,
+    rounds: int = FEWEST_ROUNDS,
 ) -> list[Timing]:
     """Time several callables in turn, A B A B ..., so that a drift of the machine hits all alike.
 
@@ -39,16 +43,19 @@ def compare(
         calls: What to time; gradients are off.
         device: Where they run; it is synchronised around every call.
         seconds: About how long to measure in all, warm-up not counted.
+        rounds: Samples of each to take at least, 2 or more, however long that lasts.
     """
     samples: list[list[float]] = [[] for _ in calls]
     with torch.no_grad():
-        for call in calls:
-            _timed(call, device, 1)
+        warm_up = [_timed(call, device, 1) for call in calls]
         # Short calls are repeated, so that the clock and the synchronisation do not count.
-        repeats = [math.ceil(SHORTEST_SAMPLE / _timed(call, device, 1)) for call in calls]
+        repeats = [
+            1 if first > LONG else math.ceil(SHORTEST_SAMPLE / _timed(call, device, 1))
+            for call, first in zip(calls, warm_up, strict=True)
+        ]
         end = time.perf_counter() + seconds
         for round_ in range(MOST_ROUNDS):
-            if round_ >= FEWEST_ROUNDS and time.perf_counter() > end:
+            if round_ >= rounds and time.perf_counter() > end:
                 break
             for call, count, taken in zip(calls, repeats, samples, strict=True):
                 taken.append(_timed(call, device, count))

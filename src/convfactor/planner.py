@@ -221,19 +221,27 @@ class _Case:
         return entry, Replacement(cascade, factorization.bias_shift)
 
     def _affordable(self, rungs: Sequence[Structure], limit: float) -> list[Structure]:
-        """The rungs up to the widest whose price is within a limit, by bisection."""
+        """The rungs up to the widest whose price is within a limit.
+
+        Where the price would reach the limit, if it grew with the multiplies, is tried next.
+        """
         low, high = 0, len(rungs)
-        middle = high - 1
+        rung = high - 1
+        steps = 0
         while low < high:
-            structure = rungs[middle].dilated(self.kernel.dilation)
+            structure = rungs[rung].dilated(self.kernel.dilation)
             price = self.pricing.quick(structure)
             if self.cheapest is None or price.relative < self.cheapest[1].relative:
                 self.cheapest = structure, price
             if price.relative <= limit:
-                low = middle + 1
+                low = rung + 1
             else:
-                high = middle
-            middle = (low + high) // 2
+                high = rung
+            wanted = structure.macs * limit / price.relative
+            rung = max((i for i in range(low, high) if rungs[i].macs <= wanted), default=low)
+            steps += 1
+            if steps > 3:
+                rung = (low + high) // 2
         return list(rungs[:low])
 
     def _too_slow(self) -> str:

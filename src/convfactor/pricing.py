@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from convfactor.cascade import Structure
 from convfactor.geometry import ConvGeometry
-from convfactor.latency import Timing, compare
+from convfactor.latency import FEWEST_ROUNDS, Timing, compare
 from convfactor.layers import CascadeConv2d
 from convfactor.sites import InputShape
 
 MemoryFormat = Literal["as given", "channels_last"]
 QUICK, CAREFUL = 0.12, 0.6
+QUICK_ROUNDS = 3
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ class Stopwatch:
         key = (self._key, structure)
         if key not in self._known:
             self._known[key] = self._price(
-                structure, [self._better], ("as given", "channels_last"), QUICK
+                structure, [self._better], ("as given", "channels_last"), QUICK, QUICK_ROUNDS
             )
         return self._known[key]
 
@@ -126,6 +127,7 @@ class Stopwatch:
         originals: Sequence[torch.memory_format],
         formats: Sequence[MemoryFormat],
         seconds: float = CAREFUL,
+        rounds: int = FEWEST_ROUNDS,
     ) -> Price:
         """Compare the original in some formats with a structure in some."""
         calls = [self._original(memory_format) for memory_format in originals]
@@ -136,7 +138,7 @@ class Stopwatch:
                 self._weight, None, weights, self._geometry, memory_format
             )
             calls.append(self._layer(layer))
-        timings = compare(calls, self._device, seconds)
+        timings = compare(calls, self._device, seconds, rounds)
         before = min(timings[: len(originals)], key=lambda t: t.median)
         after, name = min(
             zip(timings[len(originals) :], formats, strict=True), key=lambda pair: pair[0].median

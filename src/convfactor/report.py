@@ -110,7 +110,13 @@ def to_text(plan: Plan) -> str:
         table.add_row(*row(entry))
     buffer = io.StringIO()
     console = Console(
-        file=buffer, width=WIDTH, color_system=None, legacy_windows=False, markup=False, emoji=False
+        file=buffer,
+        width=WIDTH,
+        color_system=None,
+        legacy_windows=False,
+        markup=False,
+        emoji=False,
+        force_jupyter=False,  # there the table would be shown, not written
     )
     console.print(table)
     lines = [line.rstrip() for line in buffer.getvalue().splitlines()]

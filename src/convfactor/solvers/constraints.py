@@ -1,7 +1,8 @@
-"""Linear constraints on a cascade, met by projecting its last stage."""
+"""Linear constraints on a cascade, met by projecting one of its stages."""
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 
 import torch
@@ -13,6 +14,7 @@ from convfactor.solvers.reduction import Reduction
 
 _FLOOR = 1e-10
 _TOLERANCE = 1e-9
+_ROUNDING = 1e-13
 
 
 def weigh_dc(problem: Problem, weight: float = 100.0) -> Problem:
@@ -39,7 +41,8 @@ def preserve_dc(problem: Problem, cascade: Cascade) -> Cascade:
 
     The weights of the last stage change as little as possible in the problem's metric: of all
     changes ``C`` of the composed kernel that they can make, with the sums given, that of least
-    ``tr(C S C')``. A wavelet keeps its sum of zero.
+    ``tr(C S C')``. In chains of single channels the order does not matter, and it is the stage
+    that ends with the least error. A wavelet keeps its sum of zero.
 
     Args:
         problem: Target and metric.
@@ -52,8 +55,44 @@ def preserve_dc(problem: Problem, cascade: Cascade) -> Cascade:
         ValueError: No last stage reaches the sums: it reads fewer channels, or channels whose sums
             are more alike, than they need.
     """
-    groups, _, inputs = problem.target.shape[:3]
     cascade = cascade.to(torch.float64).balanced()
+    count = len(cascade.stages)
+    if not _commute(cascade):
+        return _project(problem, cascade)
+    found = []
+    for i in range(count):
+        order = [*(k for k in range(count) if k != i), i]
+        moved = tuple(cascade.stages[k] for k in order)
+        with contextlib.suppress(ValueError):
+            stages = _project(problem, replace(cascade, stages=moved)).stages
+            back = tuple(stages[order.index(k)] for k in range(count))
+            found.append(replace(cascade, stages=back))
+    if not found:
+        return _project(problem, cascade)  # which says why it can't be
+    errors = torch.stack([problem.channel_errors(trial).flatten() for trial in found])
+    best = errors.argmin(0)
+    channels = torch.arange(len(best), device=best.device)
+    chosen = [
+        replace(stage, weight=torch.stack([t.stages[k].weight for t in found])[best, channels])
+        for k, stage in enumerate(cascade.stages)
+    ]
+    return replace(cascade, stages=tuple(chosen))
+
+
+def _commute(cascade: Cascade) -> bool:
+    """Whether the stages are single channels without strides, in any order the same."""
+    channels = cascade.stages[0].weight.shape[0]
+    return all(
+        stage.weight.shape[:2] == (channels, 1)
+        and stage.groups == channels
+        and tuple(stage.stride) == (1, 1)
+        for stage in cascade.stages
+    )
+
+
+def _project(problem: Problem, cascade: Cascade) -> Cascade:
+    """Meet the sums by the last stage."""
+    groups, _, inputs = problem.target.shape[:3]
     last = cascade.stages[-1]
     outputs, read, height, width = last.weight.shape
     # One block for each group of the last stage; the others' channels are out of its reach.
@@ -64,12 +103,14 @@ def preserve_dc(problem: Problem, cascade: Cascade) -> Cascade:
     wanted = target.sum((4, 5))
     sums = heads.sum((4, 5)).repeat_interleave(height * width, 2)
     direction = _solve_metric(problem, cascade, heads, sums)
+    reach = heads.abs().sum((3, 4, 5)).repeat_interleave(height * width, 2)[..., None]
+    # Sums that are zero but for rounding can't be divided by, and need not be.
+    sums = torch.where(sums.abs() > _ROUNDING * reach, sums, 0)
     inverse = torch.linalg.pinv(sums.mT @ direction, hermitian=True)
     for _ in range(3):
         missing = wanted - weight @ sums
         weight = weight + missing @ inverse @ direction.mT
     missing = (wanted - weight @ sums).abs().amax(3)
-    reach = heads.abs().sum((3, 4, 5)).repeat_interleave(height * width, 2)[..., None]
     size = target.abs().sum((3, 4, 5)) + (weight.abs() @ reach)[..., 0]
     if bool((missing > _TOLERANCE * size).any()):
         raise ValueError(
