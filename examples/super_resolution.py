@@ -1,0 +1,102 @@
+"""Super-resolution at several tolerances: what each brings in speed and costs in quality.
+
+SRCNN is optimized once per tolerance, calibrated on the photographs it was trained on and judged
+on two that it has never seen. This takes a minute or two per tolerance, most of it for fitting the
+5x5 layer 64->32; it ends in a table and a picture of the trade-off.
+
+    python examples/super_resolution.py
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+import convfactor
+from convfactor.demo import network, photographs
+
+RIM = 6  # pixels at the edge that PSNR leaves out, as is usual for SRCNN
+
+
+def middle(luma: Tensor, size: int) -> Tensor:
+    """Cut at most size x size pixels out of the middle of a picture (1, 1, H, W)."""
+    height, width = luma.shape[-2:]
+    top, left = max(0, (height - size) // 2), max(0, (width - size) // 2)
+    return photographs.crop(luma[..., top : top + size, left : left + size])
+
+
+def quality(model: nn.Module, pictures: list[Tensor]) -> float:
+    """Mean PSNR in dB of the sharpened pictures."""
+    with torch.no_grad():
+        sharpened = [model(photographs.degrade(picture)).clamp(0, 1) for picture in pictures]
+    scores = [photographs.psnr(a, b, RIM) for a, b in zip(sharpened, pictures, strict=True)]
+    return sum(scores) / len(scores)
+
+
+def draw(points: list[tuple[float, float, float]], path: Path) -> None:
+    """Save the speed-up against the loss of quality, each point labelled with its tolerance."""
+    tolerances, speedups, losses = zip(*points, strict=True)
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot((1, *speedups), (0, *losses), "o", color="#0072B2")
+    axes.annotate("original", (1, 0), (-8, -15), textcoords="offset points")
+    for tolerance, *point in zip(tolerances, speedups, losses, strict=True):
+        axes.annotate(f"{tolerance:g}", point, (6, 6), textcoords="offset points")
+    axes.set(xlabel="speed-up of the whole network", ylabel="change of PSNR (dB)")
+    axes.set_title("SRCNN at several tolerances")
+    axes.margins(0.15)
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    """Optimize at each tolerance, compare, draw."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tolerances", type=float, nargs="+", default=[0.02, 0.05, 0.1])
+    parser.add_argument("--layers", nargs="+", default=["conv1", "conv2", "conv3"], help="to try")
+    parser.add_argument("--size", type=int, default=384, help="longest side of the pictures")
+    parser.add_argument("--output", type=Path, default=Path("super_resolution.png"))
+    options = parser.parse_args()
+
+    model = network.load()
+    seen = [middle(picture, options.size) for picture in photographs.training().values()]
+    unseen = [middle(picture, options.size) for picture in photographs.testing().values()]
+    calibration = [photographs.degrade(picture) for picture in seen]
+    example = photographs.degrade(unseen[0])
+    original = quality(model, unseen)
+
+    table = Table(title=f"PSNR on {len(unseen)} unseen photographs; original {original:.2f} dB")
+    for title in ("tolerance", "replaced", "output error", "ms", "speed-up", "PSNR change"):
+        table.add_column(title, justify="right")
+    points = []
+    for tolerance in sorted(options.tolerances):
+        fast, plan = convfactor.optimize(
+            model, example, tolerance, calibration=calibration,
+            select=lambda name, module: name in options.layers,
+        )  # fmt: skip
+        layers = f"{len(plan.replaced)} of {len(plan.entries)}"
+        if plan.whole is None or plan.whole.before is None or plan.whole.after is None:
+            table.add_row(f"{tolerance:g}", layers, "-", "-", "-", "-")  # nothing was worth it
+            continue
+        before, after = plan.whole.before.median, plan.whole.after.median
+        change = quality(fast, unseen) - original
+        points.append((tolerance, before / after, change))
+        table.add_row(
+            f"{tolerance:g}", layers, f"{plan.whole.errors[0]:.2%}",
+            f"{1e3 * before:.1f} -> {1e3 * after:.1f}", f"{before / after:.2f}x",
+            f"{change:+.3f} dB",
+        )  # fmt: skip
+    Console().print(table)
+    if points:
+        draw(points, options.output)
+        print(f"picture: {options.output}")
+
+
+if __name__ == "__main__":
+    main()
