@@ -199,6 +199,8 @@ def test_bounds_hold_on_an_image():
         ({"tolerance": 0.0}, "tolerance must be a positive number"),
         ({"tolerance": float("nan")}, "tolerance must be a positive number"),
         ({"stages": 2, "widths": (2,)}, "not both"),
+        ({"stages": 2, "structure": Structure((StageShape(2, 4, (5, 5)),))}, "not both"),
+        ({"structure": Structure((StageShape(4, 4, (5, 5)),))}, r"structure must .* got \(4, 4"),
         ({"stages": 0}, "at least 1"),
         ({"widths": (0,)}, "positive multiples"),
         ({"widths": (3,), "groups": 2}, "positive multiples of the 2 groups"),
@@ -232,3 +234,36 @@ def test_moments_of_another_layer_are_refused():
     moments = Moments.from_inputs(nn.Conv2d(3, 4, 7), [torch.rand(1, 3, 20, 20)])
     with pytest.raises(ValueError, match="own patches"):
         factorize(noise(4, 3, 5, 5), 0.1, moments=moments)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("asked", [{"stages": 15}, {"tolerance": 1e-5}])
+def test_a_wide_gaussian_stays_one_chain_in_any_dtype(dtype, asked):
+    row = torch.exp(-(torch.linspace(-3, 3, 31, dtype=torch.float64) ** 2) / 2)
+    kernel = torch.outer(row, row).to(dtype)
+    f = factorize(kernel, **asked)
+    assert f.exact
+    assert set(f.structure.widths) == {1}
+    assert f.error <= (1e-5 if dtype == torch.float32 else 1e-12)
+    assert f.noise_gain < 10
+
+
+def test_what_rounding_forbids_is_told_apart_from_what_is_too_narrow():
+    row = torch.exp(-(torch.linspace(-3, 3, 15) ** 2) / 2)
+    f = factorize(torch.outer(row, row), 1e-8)
+    assert f.met is False
+    assert f.exact
+    assert "rounding to float32" in f.message
+
+
+def test_any_structure_can_be_asked_for():
+    kernel = torch.outer(noise(9), noise(9))
+    pair = Structure((StageShape(1, 1, (9, 1)), StageShape(1, 1, (1, 9))))
+    f = factorize(kernel, 1e-9, structure=pair)
+    assert f.structure == pair
+    assert f.met
+    assert f.error <= 1e-12
+    dilated = Structure((StageShape(3, 6, (3, 3)), StageShape(6, 4, (3, 3), dilation=(2, 2))))
+    f = factorize(noise(4, 3, 7, 7), structure=dilated)
+    assert f.structure == dilated
+    assert 0 < f.error < 1

@@ -20,6 +20,7 @@ class Answer:
     structure: Structure
     effort: str
     error: float
+    exact: bool = False
 
     @property
     def cascade(self) -> Cascade:
@@ -102,3 +103,24 @@ def test_no_rungs_and_none_good_enough():
     assert found is None
     assert ladder.nearest.error == 2.0
     assert ladder.widest().structure is RUNGS[1]
+
+
+@pytest.mark.parametrize(("most", "rung"), [(0, 1), (3, 3), (100, 5)])
+def test_what_costs_next_to_nothing_is_taken(most, rung):
+    _, ladder, _ = search([1.0, 0.4, 0.3, 0.2, 0.1, 0.05], [1.0, 0.4, 0.3, 0.2, 0.1, 0.05], 0.5)
+    assert ladder.widen(lambda structure: RUNGS.index(structure) <= most) == (rung > 1)
+    assert ladder.finished().structure is RUNGS[rung]
+
+
+def test_exact_answers_are_not_widened():
+    chains = next(full(ConvGeometry(4, 4, (7, 7), groups=4))).ladder(4 * 49)
+
+    def solve(structure, effort, starts):
+        return Answer(structure, effort, 1e-7, exact=True)
+
+    met = Ladder(chains, solve, 1e-3)
+    assert met.cheapest().structure is chains[0]
+    assert not met.widen(lambda structure: True)
+    missed = Ladder(chains, solve, 1e-9)
+    assert missed.cheapest() is None
+    assert missed.nearest.structure is chains[0]

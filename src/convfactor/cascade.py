@@ -72,6 +72,11 @@ class Structure:
         return math.gcd(*(stage.groups for stage in self.stages))
 
     @property
+    def is_chain(self) -> bool:
+        """Whether every stage keeps its channels apart, one chain of kernels for each."""
+        return all(stage.groups == stage.in_channels for stage in self.stages)
+
+    @property
     def steps(self) -> tuple[Pair, ...]:
         """Per stage, the distance of its input's pixels in pixels of the cascade's input."""
         steps = [(1, 1)]

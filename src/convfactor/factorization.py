@@ -24,7 +24,6 @@ from convfactor.solvers import Effort, Problem, alternating, constraints, solve
 from convfactor.structures import Family, cropped, dilated, full, pointwise
 
 TAPERS = (1.0, 0.5, 0.0)
-SPLIT = 1e-9
 # Called with a structure that is being solved, the share of the work done and the error reached.
 Report = Callable[[Structure, float, float], None]
 
@@ -41,6 +40,7 @@ class Factorization:
         bounds: Worst-case bounds of the output error.
         noise_gain: Amplification of rounding in the intermediates, relative to one rounding of the
             output; times the dtype's epsilon it is the relative rounding error to expect.
+        exact: Whether it was exact before rounding, so that nothing wider is better.
         met: Whether the error is within the tolerance; None without one.
         message: What would be needed, where the tolerance was not met; otherwise empty.
     """
@@ -51,6 +51,7 @@ class Factorization:
     bias_shift: Tensor
     bounds: Bounds
     noise_gain: float
+    exact: bool = False
     met: bool | None = None
     message: str = ""
 
@@ -165,6 +166,7 @@ class Factorizer:
             bias_shift=shift,
             bounds=Bounds.from_residual(residual.flatten(0, 1), self.kernel.groups, self.kernel),
             noise_gain=rounded.noise_gain(),
+            exact=problem.error(cascade) <= problem.exact,
         )
 
 
@@ -174,6 +176,7 @@ def factorize(
     *,
     stages: int | None = None,
     widths: Sequence[int] | None = None,
+    structure: Structure | None = None,
     moments: Moments | None = None,
     stride: int | Pair = 1,
     dilation: int | Pair = 1,
@@ -187,9 +190,10 @@ def factorize(
 ) -> Factorization:
     """Factorize a convolution kernel into a cascade of 3x3 stages.
 
-    Give one of three: ``tolerance`` for the cheapest cascade that meets it, ``stages`` for the
-    best one with that many stages at no more multiplies than the original, or ``widths`` for the
-    best one with those hidden channel counts (one stage more than widths).
+    Give one of four: ``tolerance`` for the cheapest cascade that meets it, ``stages`` for the best
+    one with that many stages at no more multiplies than the original, ``widths`` for the best one
+    with those hidden channel counts (one stage more than widths), or ``structure`` for stages of
+    any size and dilation, such as the separable pair Kx1, 1xK.
 
     Separable kernels split exactly. Single channels and depthwise kernels are solved by batched
     Levenberg-Marquardt, others by a second-order method over all stages from a lifted SVD. The
@@ -200,6 +204,7 @@ def factorize(
         tolerance: Largest relative error allowed, > 0.
         stages: Number of stages.
         widths: Hidden channel counts, totals over the groups.
+        structure: Stages and where they lie, in taps of the kernel.
         moments: Moments of the layer's input patches; None counts the error for white noise.
         stride: Stride of the convolution.
         dilation: Dilation of the convolution.
@@ -225,7 +230,7 @@ def factorize(
     """
     array = _read_weight(weight)
     kernel = _read_kernel(array, groups, stride, dilation)
-    _check(tolerance, stages, widths, moments, kernel, ridge, solver)
+    _check(tolerance, stages, widths, structure, moments, kernel, ridge, solver)
     with reporting(progress) as display:
         task = display.add_task("solving", total=100, detail="")
 
@@ -234,7 +239,7 @@ def factorize(
             display.update(task, completed=round(100 * share), detail=detail)
 
         factorizer = Factorizer(array, kernel, moments, preserve_dc, ridge, seed, report)
-        result = _solve(factorizer, tolerance, stages, widths, solver)
+        result = _solve(factorizer, tolerance, stages, widths, structure, solver)
     if strict and result.met is False:
         raise ToleranceError(result.message)
     return replace(result, cascade=result.cascade.dilated(kernel.dilation))
@@ -245,11 +250,14 @@ def _solve(
     tolerance: float | None,
     stages: int | None,
     widths: Sequence[int] | None,
+    structure: Structure | None,
     solver: str,
 ) -> Factorization:
-    """Answer one of the three questions."""
+    """Answer one of the four questions."""
     kernel = factorizer.kernel
-    if max(kernel.kernel_size) <= 3 and stages is None and widths is None:
+    if structure is not None:
+        result = factorizer.solve(structure)
+    elif max(kernel.kernel_size) <= 3 and stages is None and widths is None:
         result = factorizer.measure(_single(kernel).cascade([factorizer.weight]))
     elif solver == "alternating":
         result = _alternating(factorizer, stages, widths)
@@ -288,6 +296,8 @@ def _cheapest(factorizer: Factorizer, tolerance: float) -> Factorization:
         found = ladder.cheapest()
         if found is not None:
             best, budget = ladder, found.macs - 1
+        elif ladder.nearest is not None and ladder.nearest.exact and best is None:
+            return ladder.nearest
         ladders.append(ladder)
     if best is not None:
         return best.finished()
@@ -323,8 +333,7 @@ def _with_stages(factorizer: Factorizer, stages: int) -> Factorization:
         rungs = [s for s in family.ladder(kernel.macs, taper=taper) if factorizer.fits(s)]
         if rungs and kernel.is_depthwise:
             chain = factorizer.solve(rungs[0])
-            rounding = max(SPLIT, 4 * torch.finfo(factorizer.weight.dtype).eps)
-            if len(rungs) == 1 or chain.error <= rounding:
+            if len(rungs) == 1 or chain.exact:
                 return chain  # more chains in parallel would only cost more
         structures |= dict.fromkeys(rungs[-1:])
     if not structures:
@@ -362,12 +371,29 @@ def _needed(factorizer: Factorizer, tolerance: float, best: Factorization) -> st
         f"no cascade cheaper than the {_size(kernel)} kernel ({kernel.macs} multiplies) has a "
         f"relative error of {tolerance:g} or less; the best one has {best.error:.3g}"
     )
+    if best.exact:
+        dtype = str(factorizer.weight.dtype).removeprefix("torch.")
+        return f"{text}, all of it rounding to {dtype}: give the weight in a wider dtype"
     family = next(iter(full(kernel)))
     rungs = [s for s in family.ladder(4 * kernel.macs, multiple=4) if s.macs > kernel.macs]
     found = Ladder(rungs, factorizer.solve, tolerance).cheapest()
     if found is None:
         return f"{text}, and widths costing 4 times as much do not reach it either"
     return f"{text}; widths {found.structure.widths} ({found.macs} multiplies) would be needed"
+
+
+def _check_structure(structure: Structure, kernel: ConvGeometry, solver: str) -> None:
+    """Refuse a structure that can't stand in for a kernel."""
+    first, last = structure.stages[0], structure.stages[-1]
+    wanted = (kernel.in_channels, kernel.out_channels, kernel.groups, kernel.stride)
+    found = (first.in_channels, last.out_channels, structure.groups, structure.stride)
+    if found != wanted:
+        raise ValueError(
+            "structure must have the kernel's (in_channels, out_channels, groups, stride) = "
+            f"{wanted}, got {found}"
+        )
+    if solver != "auto":
+        raise ValueError("structure is for solver='auto' only; drop one of them")
 
 
 def _size(kernel: ConvGeometry) -> str:
@@ -417,6 +443,7 @@ def _check(
     tolerance: float | None,
     stages: int | None,
     widths: Sequence[int] | None,
+    structure: Structure | None,
     moments: Moments | None,
     kernel: ConvGeometry,
     ridge: float,
@@ -425,10 +452,14 @@ def _check(
     """Refuse arguments that are out of range or do not fit together."""
     if tolerance is not None:
         check_tolerance(tolerance)
-    if stages is not None and widths is not None:
-        raise ValueError("give stages or widths, not both: widths imply the number of stages")
-    if tolerance is None and stages is None and widths is None:
-        raise ValueError("give a tolerance, or the number of stages, or the widths")
+    shapes = {"stages": stages, "widths": widths, "structure": structure}
+    given = [name for name, value in shapes.items() if value is not None]
+    if len(given) > 1:
+        raise ValueError(f"give {' or '.join(given)}, not both: each says what the cascade is")
+    if tolerance is None and not given:
+        raise ValueError("give a tolerance, the number of stages, the widths, or a structure")
+    if structure is not None:
+        _check_structure(structure, kernel, solver)
     if stages is not None and stages < 1:
         raise ValueError(f"stages must be at least 1, got {stages}")
     if widths is not None and any(w < 1 or w % kernel.groups for w in widths):

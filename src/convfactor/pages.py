@@ -153,6 +153,7 @@ def to_html(plan: Plan, originals: Mapping[int, Tensor]) -> str:
         plan=plan,
         layers=_layers(plan, originals),
         replaced=report.replaced(plan),
+        subjects=report.subjects(plan),
         nothing=report.nothing(plan),
         output_error=None if plan.whole is None else report.output_error(plan.whole),
         isfinite=math.isfinite,

@@ -172,10 +172,10 @@ def row(entry: Entry) -> Row:
         kernel=kernel,
         decision=entry.decision,
         structure=structure,
-        error=_percent(entry.error),
-        worst_batch=_percent(None if errors is None else errors.worst_batch),
-        worst_channel=_percent(None if errors is None else errors.worst_channel),
-        border=_percent(None if errors is None else errors.border),
+        error=percent(entry.error),
+        worst_batch=percent(None if errors is None else errors.worst_batch),
+        worst_channel=percent(None if errors is None else errors.worst_channel),
+        border=percent(None if errors is None else errors.border),
         before=_milliseconds(entry.before),
         after=_milliseconds(entry.after),
         reason=entry.reason,
@@ -195,14 +195,21 @@ def nothing(plan: Plan) -> str:
 
 def replaced(plan: Plan) -> str:
     """How many layers of how many are replaced."""
-    count = len(plan.entries)
-    layers = "layer" if count == 1 else "layers"
-    return f"{len(plan.replaced)} of {count} large-kernel {layers} replaced"
+    return f"{len(plan.replaced)} of {len(plan.entries)} {subjects(plan)} replaced"
+
+
+def subjects(plan: Plan) -> str:
+    """What the entries of a plan are."""
+    transforms = sum(entry.kind == "transform" for entry in plan.entries)
+    name = "wavelet transform" if transforms == len(plan.entries) else "large-kernel layer"
+    if 0 < transforms < len(plan.entries):
+        return "large-kernel layers and wavelet transforms"
+    return name if len(plan.entries) == 1 else f"{name}s"
 
 
 def output_error(whole: WholeModel) -> str:
     """Errors of the model's outputs."""
-    return ", ".join(f"{error:.2%}" for error in whole.errors) or "no floating-point output"
+    return ", ".join(percent(error) for error in whole.errors) or "no floating-point output"
 
 
 def spread(timing: Timing) -> str:
@@ -229,13 +236,15 @@ def _footer(plan: Plan) -> list[str]:
     """The whole model."""
     lines = [replaced(plan)]
     if plan.whole is not None:
-        lines.append(_whole(plan.whole))
+        lines.append(_whole(plan.whole, plan.metric))
     return lines
 
 
-def _whole(whole: WholeModel) -> str:
+def _whole(whole: WholeModel, metric: str) -> str:
     """Errors and times of the whole model."""
     text = f"whole model: output error {output_error(whole)}"
+    if metric == "white noise":
+        text += " on the example inputs"
     if whole.before is None or whole.after is None:
         return text
     speedup = whole.before.median / whole.after.median
@@ -243,9 +252,11 @@ def _whole(whole: WholeModel) -> str:
     return text + (", in channels_last)" if whole.memory_format == "channels_last" else ")")
 
 
-def _percent(value: float | None) -> str:
-    """A relative error."""
-    return "" if value is None else f"{value:.2%}"
+def percent(value: float | None) -> str:
+    """A relative error; those that are only rounding as a power of ten."""
+    if value is None:
+        return ""
+    return f"{value:.0e}" if 0 < value < 5e-5 else f"{value:.2%}"
 
 
 def _milliseconds(timing: Timing | None) -> str:

@@ -24,6 +24,10 @@ class Attempt(Protocol):
     def error(self) -> float:
         """What the tolerance bounds."""
 
+    @property
+    def exact(self) -> bool:
+        """Whether only rounding is left, so that no wider structure is better."""
+
 
 A = TypeVar("A", bound=Attempt)
 Solve = Callable[[Structure, Effort, Sequence[Cascade]], A]
@@ -53,6 +57,12 @@ class Ladder(Generic[A]):
     def cheapest(self) -> A | None:
         """Solution of the cheapest rung that meets the tolerance, or None; see ``finished``."""
         low = -1
+        if self._rungs and self._rungs[0].is_chain:
+            # Exact for separable kernels, and by far the quickest to solve.
+            chain = self._attempt(0, "draft")
+            if chain.exact:
+                self._found = 0 if chain.error <= self._tolerance else None
+                return None if self._found is None else chain
         if self._tolerance <= EXACT:
             # An exact answer is reached at its own width and crept up to at larger ones.
             exact = self._narrowest(EXACT, 10.0, low)
@@ -65,8 +75,23 @@ class Ladder(Generic[A]):
         self._found = self._narrowest(self._tolerance, DRAFT_SLACK, low)
         return None if self._found is None else self._best(self._found)
 
+    def widen(self, affordable: Callable[[Structure], bool]) -> bool:
+        """Move from the rung that ``cheapest`` found to the widest affordable one, if it is wider.
+
+        Args:
+            affordable: Whether a structure is; asked from narrow to wide until it is not.
+        """
+        assert self._found is not None
+        first = self._found
+        if not self._best(first).exact:
+            for rung in range(first + 1, len(self._rungs)):
+                if not affordable(self._rungs[rung]):
+                    break
+                self._found = rung
+        return self._found > first
+
     def finished(self) -> A:
-        """The solution that ``cheapest`` found, with full effort."""
+        """The solution that was found, with full effort."""
         assert self._found is not None
         self._attempt(self._found, "full")
         return self._best(self._found)

@@ -15,6 +15,8 @@ FEWEST_MIXED = 16
 # 9x9 1->64 from 8.0 to 0.4 %: what a narrow stage loses, no later one brings back.
 NARROWEST = 4
 TAPER = 0.5
+# Unknowns per channel of parallel chains, which are all solved for together.
+MOST_TAPS = 300
 
 
 @dataclass(frozen=True)
@@ -91,11 +93,17 @@ class Family:
             if widths == previous and widths:
                 continue
             structure = self.structure(widths)
-            if structure.macs > most_macs:
+            too_many = self.kernel.is_depthwise and rungs and _taps(structure) > MOST_TAPS
+            if structure.macs > most_macs or too_many:
                 return rungs
             rungs.append(structure)
             if not widths:
                 return rungs
+
+
+def _taps(structure: Structure) -> int:
+    """Unknowns of the chains of one channel."""
+    return sum(math.prod(stage.weight_shape) for stage in structure.stages) // structure.groups
 
 
 def _round_up(width: int, multiple: int) -> int:

@@ -12,8 +12,6 @@ from convfactor.solvers.problem import Effort, Problem, Progress
 
 __all__ = ["Effort", "Problem", "Progress", "solve"]
 
-EXACT = 1e-10
-
 
 def solve(
     problem: Problem,
@@ -55,10 +53,10 @@ def _exact(problem: Problem, structure: Structure) -> Cascade | None:
     outputs = structure.stages[-1].out_channels
     chains = structure.widths[0] // outputs if structure.widths else 1
     values = torch.linalg.svdvals(problem.target[:, :, 0])
-    if bool((values[..., chains:].norm(dim=2) > EXACT * values.norm(dim=2)).any()):
+    if bool((values[..., chains:].norm(dim=2) > problem.exact * values.norm(dim=2)).any()):
         return None
     try:
         cascade = separable.solve(problem, structure)
     except ValueError:
         return None
-    return cascade if problem.error(cascade) <= EXACT else None
+    return cascade if problem.error(cascade) <= problem.exact else None

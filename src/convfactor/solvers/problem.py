@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from convfactor.cascade import Cascade, Structure
     from convfactor.moments import Moments
 
+EXACT = 1e-10
+
 Effort = Literal["draft", "full"]
 # Called with the share of the work done and the relative error reached.
 Progress = Callable[[float, float], None]
@@ -34,11 +36,13 @@ class Problem:
         covariance: Float64 (groups, in*H*W, in*H*W) of the input patches in the order (in, H, W),
             or None for white noise.
         origin: (row, col) of the window's corner relative to the target kernel's corner, <= 0.
+        rounding: Relative error that the target has from its own dtype.
     """
 
     target: Tensor
     covariance: Tensor | None = None
     origin: Pair = (0, 0)
+    rounding: float = 0.0
 
     @classmethod
     def from_weight(
@@ -62,7 +66,13 @@ class Problem:
         covariance = None
         if moments is not None:
             covariance = moments.cropped(margin).covariance.to(weight.device)
-        return cls(F.pad(target, (cols, cols, rows, rows)), covariance, (-rows, -cols))
+        window = F.pad(target, (cols, cols, rows, rows))
+        return cls(window, covariance, (-rows, -cols), torch.finfo(weight.dtype).eps)
+
+    @property
+    def exact(self) -> float:
+        """Relative error at which a kernel is met: nothing but rounding is left."""
+        return max(EXACT, self.rounding)
 
     @property
     def groups(self) -> int:

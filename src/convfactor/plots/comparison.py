@@ -1,0 +1,123 @@
+"""A kernel and what its cascade composes to, read for drawing."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from convfactor.cascade import Cascade
+from convfactor.factorization import Factorization
+from convfactor.geometry import Pair, pair
+
+Kernel: TypeAlias = Tensor | NDArray[Any]
+Array: TypeAlias = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """One output and input channel of a weight and of its cascade, on one window of taps.
+
+    Attributes:
+        cascade: The cascade.
+        channel: (output, input within its group) that is compared.
+        channels: How many there are of both.
+        target: (height, width) of the weight.
+        composed: (height, width) of the cascade.
+        error: Relative error over all channels.
+    """
+
+    cascade: Cascade
+    channel: Pair
+    channels: Pair
+    target: Array
+    composed: Array
+    error: float
+
+    @classmethod
+    def read(
+        cls,
+        target: Kernel,
+        cascade: Cascade | Factorization,
+        channel: Pair | None,
+        dilation: int | Pair,
+    ) -> Comparison:
+        """Check the arguments, and extend both kernels with zeros to the window of both."""
+        if isinstance(cascade, Factorization):
+            cascade = cascade.cascade
+        weight = _four_dimensional(target)
+        composed = as_array(cascade.compose())
+        channels = (weight.shape[0], weight.shape[1])
+        if channels != composed.shape[:2]:
+            raise ValueError(
+                "target must have the cascade's channels (C_out, C_in/groups) = "
+                f"{tuple(composed.shape[:2])}, got {channels}"
+            )
+        weight = _spread(weight, pair(dilation, "dilation"))
+        if channel is None:
+            energy = np.square(weight).sum((2, 3))
+            channel = divmod(int(energy.argmax()), channels[1])
+        if not (0 <= channel[0] < channels[0] and 0 <= channel[1] < channels[1]):
+            raise ValueError(
+                f"channel must be (output below {channels[0]}, input below {channels[1]}), "
+                f"got {channel}"
+            )
+        (top, left) = cascade.offset
+        wanted = _extended(weight, composed, (top, left))
+        made = _extended(composed, weight, (-top, -left))
+        power = float(np.linalg.norm(wanted))
+        wrong = float(np.linalg.norm(made - wanted))
+        error = wrong / power if power else math.inf if wrong else 0.0
+        return cls(cascade, channel, channels, wanted[channel], made[channel], error)
+
+    def __str__(self) -> str:
+        """Name the channel where there are several, and the error of all of them."""
+        text = f"relative error {self.error:.2g}"
+        if self.channels == (1, 1):
+            return text
+        return (
+            f"output {self.channel[0]}, input {self.channel[1]} "
+            f"of {self.channels[0]} x {self.channels[1]}; {text} over all"
+        )
+
+
+def as_array(tensor: Tensor) -> Array:
+    """A tensor of any device and dtype as float64."""
+    return tensor.detach().cpu().double().numpy()
+
+
+def largest_magnitude(*arrays: Array) -> float:
+    """Where to end a colour scale: 1 where everything is zero."""
+    return max(float(np.abs(array).max()) for array in arrays) or 1.0
+
+
+def _four_dimensional(target: Kernel) -> Array:
+    """A kernel as float64 (C_out, C_in/groups, kH, kW)."""
+    array = as_array(target) if isinstance(target, Tensor) else np.asarray(target, np.float64)
+    if array.ndim not in (2, 4) or not array.size:
+        raise ValueError(
+            "target must have shape (kH, kW) or (C_out, C_in/groups, kH, kW), "
+            f"got {tuple(array.shape)}"
+        )
+    return array if array.ndim == 4 else array[None, None]
+
+
+def _spread(weight: Array, dilation: Pair) -> Array:
+    """Put zeros between the taps."""
+    (height, width), (dy, dx) = weight.shape[2:], dilation
+    spread = np.zeros((*weight.shape[:2], (height - 1) * dy + 1, (width - 1) * dx + 1))
+    spread[:, :, ::dy, ::dx] = weight
+    return spread
+
+
+def _extended(kernel: Array, other: Array, offset: Pair) -> Array:
+    """Extend a kernel with zeros to the smallest window that holds another at an offset too."""
+    margins = [
+        (max(0, -start), max(0, start + reach - size))
+        for size, reach, start in zip(kernel.shape[2:], other.shape[2:], offset, strict=True)
+    ]
+    return np.pad(kernel, [(0, 0), (0, 0), *margins])

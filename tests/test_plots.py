@@ -1,0 +1,395 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from matplotlib.patches import Rectangle
+from numpy.testing import assert_allclose
+from scipy.signal import convolve2d
+from tiny import Functional, batches, conv, images
+from torch import nn
+
+import convfactor
+from convfactor import Cascade, Plan, Stage, StageShape, Structure, factorize, plots
+from convfactor.latency import Timing
+from convfactor.plans import WholeModel
+
+
+def noise(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def panel(figure, name):
+    """Data of the image under a title's first line."""
+    (found,) = (a for a in figure.axes if a.get_title().split("\n")[0] == name)
+    (image,) = found.images
+    return image.get_array()
+
+
+def limits(figure, name):
+    (found,) = (a for a in figure.axes if a.get_title().split("\n")[0] == name)
+    return found.images[0].get_clim()
+
+
+def drawn(figure):
+    """Force the layout and the drawing; both may warn."""
+    figure.canvas.draw()
+    return figure
+
+
+def chain() -> Cascade:
+    return Structure((StageShape(1, 1, (3, 3)), StageShape(1, 1, (3, 3)))).random(1)
+
+
+def texts(figure):
+    return [t.get_text() for t in figure.findobj(matplotlib.text.Text) if t.get_text()]
+
+
+@pytest.mark.parametrize("as_array", [True, False])
+def test_kernel_panels_hold_target_factors_composed_and_error(as_array):
+    first, second = (stage.weight[0, 0].numpy() for stage in chain().stages)
+    composed = convolve2d(first, second)
+    target = composed + 0.01 * noise(5, 5).numpy()
+    figure = drawn(
+        plots.plot_kernels(target if as_array else torch.from_numpy(target), chain(), title="mine")
+    )
+    assert_allclose(panel(figure, "target"), target)
+    assert_allclose(panel(figure, "factor 1"), first)
+    assert_allclose(panel(figure, "factor 2"), second)
+    assert_allclose(panel(figure, "composed"), composed, atol=1e-15)
+    assert_allclose(panel(figure, "error x10"), 10 * (composed - target), atol=1e-14)
+    top = max(np.abs(target).max(), np.abs(composed).max())
+    for name in ("target", "composed", "error x10"):
+        assert limits(figure, name) == pytest.approx((-top, top))
+    assert figure.get_suptitle() == "mine"
+
+
+def test_kernels_are_extended_to_one_window():
+    composed = chain().compose()[0, 0].numpy()
+    shifted = replace(chain(), offset=(1, -1))
+    target = noise(7, 4).numpy()
+    figure = drawn(plots.plot_kernels(target, shifted, error_scale=1))
+    assert_allclose(panel(figure, "target"), np.pad(target, ((0, 0), (1, 0))))
+    assert_allclose(panel(figure, "composed"), np.pad(composed, ((1, 1), (0, 0))))
+    error = np.linalg.norm(panel(figure, "error x1")) / np.linalg.norm(target)
+    assert figure.get_suptitle() == f"relative error {error:.2g}"
+
+
+def test_a_dilated_kernel_is_spread():
+    weight = noise(2, 1, 5, 5)
+    found = factorize(weight, stages=2, groups=2, dilation=2)
+    figure = drawn(plots.plot_kernels(weight, found, channel=(1, 0), dilation=2))
+    assert_allclose(panel(figure, "target")[::2, ::2], weight[1, 0])
+    assert_allclose(panel(figure, "composed"), found.compose()[1, 0], atol=1e-15)
+    assert panel(figure, "error x10").shape == (9, 9)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_dense_cascade_shows_the_kernels_between_one_pair(groups):
+    shapes = (
+        StageShape(4, 6, (3, 3), groups=groups),
+        StageShape(6, 8, (3, 1), groups=groups),
+        StageShape(8, 4, (3, 3), groups=groups),
+    )
+    cascade = Structure(shapes).random(3)
+    out, into = 3, 1
+    figure = drawn(plots.plot_kernels(cascade.compose(), cascade, channel=(out, into)))
+    first, between, last = (
+        np.ma.masked_invalid(panel(figure, f"factor {i + 1}")).compressed() for i in range(3)
+    )
+    half = [stage.weight[-(stage.weight.shape[0] // groups) :] for stage in cascade.stages]
+    assert sorted(first) == sorted(half[0][:, into].flatten().tolist())
+    assert sorted(between) == sorted(half[1].flatten().tolist())
+    assert sorted(last) == sorted(cascade.stages[2].weight[out].flatten().tolist())
+    assert f"output {out}, input {into} of 4 x {4 // groups}" in figure.get_suptitle()
+    assert_allclose(panel(figure, "composed"), cascade.compose()[out, into], atol=1e-15)
+
+
+def test_the_pair_of_most_energy_is_shown():
+    weight = noise(3, 4, 5, 5)
+    weight[2, 1] *= 5
+    found = factorize(weight, widths=(2,))
+    figure = drawn(plots.plot_kernels(weight.float(), found))
+    assert_allclose(panel(figure, "target"), weight[2, 1], rtol=1e-6)
+    assert "output 2, input 1 of 3 x 4" in figure.get_suptitle()
+
+
+def test_many_stages_take_several_rows():
+    stages = tuple(StageShape(1, 1, (3, 3)) for _ in range(15))
+    cascade = Structure(stages).random()
+    figure = drawn(plots.plot_kernels(cascade.compose(), cascade))
+    rows = {round(a.get_position().y1, 2) for a in figure.axes if a.get_title()}
+    assert len(rows) == 3
+    assert panel(figure, "factor 15").shape == (3, 3)
+
+
+def test_a_zero_kernel_has_a_picture():
+    zero = Cascade((Stage(torch.zeros(1, 1, 3, 3)),))
+    assert drawn(plots.plot_kernels(np.zeros((3, 3)), zero)).get_suptitle() == "relative error 0"
+    assert drawn(plots.plot_response(np.zeros((3, 3)), zero))
+
+
+@pytest.mark.parametrize("draw", [plots.plot_kernels, plots.plot_response])
+@pytest.mark.parametrize(
+    ("shape", "arguments", "message"),
+    [
+        ((5,), {}, r"target must have shape .*got \(5,\)"),
+        ((0, 5), {}, "target must have shape"),
+        ((2, 1, 5, 5), {}, r"target must have the cascade's channels .*\(1, 1\), got \(2, 1\)"),
+        ((5, 5), {"channel": (1, 0)}, r"channel must be .*output below 1.*got \(1, 0\)"),
+        ((5, 5), {"channel": (0, -1)}, "channel must be"),
+        ((5, 5), {"dilation": 0}, "dilation must be an int >= 1 .*got 0"),
+    ],
+)
+def test_kernels_that_do_not_fit_are_refused(draw, shape, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        draw(np.ones(shape), chain(), **arguments)
+
+
+@pytest.mark.parametrize("bad", [0, -1.0, float("nan"), float("inf")])
+def test_the_error_scale_is_checked(bad):
+    with pytest.raises(ValueError, match="error_scale must be a positive number"):
+        plots.plot_kernels(np.ones((5, 5)), chain(), error_scale=bad)
+
+
+@pytest.fixture(scope="module")
+def factorizations():
+    weight = noise(4, 4, 5, 5)
+    return [factorize(weight, widths=(m,)) for m in (1, 3, 4)]
+
+
+def lines(figure):
+    return {line.get_label(): line for line in figure.axes[0].lines}
+
+
+def test_the_frontier_marks_the_chosen_point(factorizations):
+    figure = drawn(
+        plots.plot_frontier(
+            factorizations, chosen=1, tolerance=0.3, original=400, title="a 5x5 kernel"
+        )
+    )
+    found = lines(figure)
+    macs = [f.macs for f in factorizations]
+    assert macs == [72, 216, 288]
+    assert_allclose(found["best for cost"].get_xdata(), macs)
+    assert_allclose(found["best for cost"].get_ydata(), [f.error for f in factorizations])
+    assert found["chosen"].get_xydata().tolist() == [[216, factorizations[1].error]]
+    assert set(found["tolerance 0.3"].get_ydata()) == {0.3}
+    assert set(found["original kernel"].get_xdata()) == {400}
+    assert figure.axes[0].get_yscale() == "log"
+    assert {"width 1", "width 3", "width 4", "a 5x5 kernel", "multiplies per output pixel"} <= set(
+        texts(figure)
+    )
+
+
+def test_the_frontier_over_times_sets_the_slower_ones_apart(factorizations):
+    figure = drawn(plots.plot_frontier(factorizations, times=[1e-3, 5e-3, 4e-3], original=6e-3))
+    found = lines(figure)
+    assert_allclose(found["best for cost"].get_xdata(), [1, 4])
+    assert_allclose(found["others"].get_xdata(), [5])
+    assert_allclose(found["original kernel"].get_xdata(), 6)
+    assert "time (ms)" in texts(figure)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "label"),
+    [
+        ([(1, 1, 1)], "3x3"),
+        ([(1, 1, 1)] * 2, "2 stages"),
+        ([(1, 1, 1)] * 9, "9 stages"),
+        ([(4, 4, 4)] * 3, "3 stages"),
+        ([(4, 1, 1), (1, 4, 1)], "width 1"),
+        ([(4, 8, 1), (8, 6, 2), (6, 4, 1)], "widths 8, 6"),
+        ([(4, 5, 1), *[(5, 5, 1)] * 4, (5, 4, 1)], "6 stages of width 5"),
+    ],
+)
+def test_frontier_labels_name_stages_or_widths(factorizations, shapes, label):
+    stages = tuple(StageShape(c_in, c_out, (3, 3), groups=g) for c_in, c_out, g in shapes)
+    found = replace(factorizations[0], cascade=Structure(stages).random())
+    figure = drawn(plots.plot_frontier([found]))
+    assert [t.get_text() for t in figure.axes[0].texts] == [label]
+
+
+def test_an_exact_point_fits_on_the_logarithmic_axis(factorizations):
+    exact = replace(factorizations[2], error=0.0)
+    figure = drawn(plots.plot_frontier([factorizations[0], exact]))
+    assert min(lines(figure)["best for cost"].get_ydata()) == plots.FLOOR
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"times": [1.0]}, "times must be one per factorization, got 1 for 3"),
+        ({"chosen": 3}, "chosen must be an index into the 3 factorizations, got 3"),
+        ({"chosen": -1}, "chosen must be an index"),
+        ({"tolerance": 0}, "tolerance must be a positive number, got 0"),
+    ],
+)
+def test_frontier_arguments_are_checked(factorizations, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        plots.plot_frontier(factorizations, **arguments)
+
+
+def test_a_frontier_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="factorizations must hold at least one"):
+        plots.plot_frontier([])
+
+
+@pytest.fixture(scope="module")
+def counted() -> Plan:
+    model = nn.Sequential(conv(), conv(seed=1), Functional())
+    return convfactor.plan(
+        model,
+        images(),
+        1e-3,
+        calibration=batches(4),
+        objective="macs",
+        select=lambda name, module: name != "0",
+    )
+
+
+def timed(plan: Plan, count: int) -> Plan:
+    """The plan as if it had been timed; every third layer was kept, every fifth never timed."""
+    entries = []
+    for i in range(count):
+        entry = replace(plan.entries[1], name=f"layer{i}")
+        before, after = Timing(1e-3 * (i + 2), 1e-3 * (i + 1), 1e-3 * (i + 4)), Timing(5e-4, 0, 1)
+        entry = replace(entry, before=before, after=replace(after, high=6e-4))
+        if i % 3 == 2:
+            reason = "tolerance: 3x3 3x3 (1), the closest of those fast enough, has 12 %"
+            entry = replace(entry, decision="kept", reason=reason, missed=True, error=0.12)
+        if i % 5 == 4:
+            entry = replace(
+                entry, decision="kept", reason="it has hooks", before=None, after=None, error=None
+            )
+        entries.append(entry)
+    settings = replace(plan.settings, objective="latency")
+    whole = WholeModel((0.01,), Timing(4e-2, 4e-2, 4e-2), Timing(1e-2, 1e-2, 1e-2), "as given")
+    return replace(plan, entries=tuple(entries), settings=settings, whole=whole)
+
+
+def bars(figure):
+    return [p for p in figure.axes[0].patches if isinstance(p, Rectangle)]
+
+
+@pytest.mark.parametrize("count", [1, 4, 20])
+def test_plan_bars_are_the_milliseconds_with_quartiles(counted, count):
+    plan = timed(counted, count)
+    figure = drawn(plots.plot_plan(plan))
+    wanted, quartiles = [], []
+    for entry in plan.entries:
+        for timing in (entry.before, entry.after):
+            if timing is not None:
+                wanted.append(1e3 * timing.median)
+                quartiles.append((1e3 * timing.low, 1e3 * timing.high))
+    assert_allclose([bar.get_width() for bar in bars(figure)], wanted)
+    whiskers = [c.get_segments()[0] for c in figure.axes[0].collections]
+    assert_allclose([(a[0], b[0]) for a, b in whiskers], quartiles)
+    assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == [
+        entry.name for entry in plan.entries
+    ]
+    assert any("whole model 40 ms -> 10 ms (4.00x)" in text for text in texts(figure))
+
+
+def test_kept_layers_say_why_and_have_empty_bars(counted):
+    figure = drawn(plots.plot_plan(timed(counted, 5)))
+    assert "kept: tolerance\nerror 12%" in texts(figure)
+    assert "kept: it has hooks" in texts(figure)
+    assert "tried, not taken" in texts(figure)
+    after = bars(figure)[1::2]
+    filled = [matplotlib.colors.to_hex(bar.get_facecolor()) for bar in after]
+    assert filled == [plots.BLUE.lower()] * 2 + ["#ffffff"] + [plots.BLUE.lower()]
+
+
+def test_the_reason_that_decided_is_shown(counted):
+    reason = "3x3 3x3 (1) meets the tolerance, but 1.75x slower, timed carefully"
+    entry = replace(counted.entries[1], decision="kept", reason=reason, error=None)
+    figure = drawn(plots.plot_plan(replace(counted, entries=(entry,))))
+    assert "kept: 1.75x slower, timed carefully" in texts(figure)
+
+
+def test_without_a_clock_the_bars_are_multiplies(counted):
+    figure = drawn(plots.plot_plan(counted))
+    assert [bar.get_width() for bar in bars(figure)] == [100, 36, 100, 36]
+    assert {"kept: not selected", "multiplies per output pixel"} <= set(texts(figure))
+    assert any(text.startswith("2 of 3 layers replaced") for text in texts(figure))
+
+
+def test_an_empty_plan_says_so(counted):
+    empty = replace(counted, entries=(), replacements={}, whole=None)
+    assert texts(drawn(plots.plot_plan(empty))) == [str(empty)]
+
+
+def test_long_names_keep_their_end(counted):
+    long = "backbone." * 8 + "7.conv"
+    plan = replace(counted, entries=(replace(counted.entries[1], name=long),))
+    (label,) = drawn(plots.plot_plan(plan)).axes[0].get_yticklabels()
+    assert label.get_text() == "..." + long[-45:]
+
+
+@pytest.mark.parametrize("size", [32, 33])
+def test_response_is_the_magnitude_of_the_fourier_transform(size):
+    composed = chain().compose()[0, 0].numpy()
+    target = composed + 0.1 * noise(5, 5).numpy()
+    figure = drawn(plots.plot_response(target, chain(), size=size, scale="linear"))
+    angles = 2 * np.pi * (np.arange(size) - size // 2) / size
+    basis = np.exp(-1j * np.outer(angles, np.arange(5)))
+    for name, kernel in (
+        ("target", target),
+        ("cascade", composed),
+        ("difference", composed - target),
+    ):
+        assert_allclose(panel(figure, name), np.abs(basis @ kernel @ basis.T), atol=1e-12)
+    left, right, *_ = figure.axes[0].images[0].get_extent()
+    assert (right - left) == pytest.approx(1)
+    assert left + (size // 2 + 0.5) / size == pytest.approx(0)
+
+
+def test_response_in_decibels_has_one_scale_and_a_floor():
+    target = chain().compose()
+    figure = drawn(plots.plot_response(target, chain()))
+    assert panel(figure, "target").max() == pytest.approx(0)
+    assert panel(figure, "difference").max() == -plots.DECIBELS
+    for name in ("target", "cascade", "difference"):
+        assert limits(figure, name) == pytest.approx((-plots.DECIBELS, 0))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"size": 4}, "size must be at least the 5 taps of the kernels, got 4"),
+        ({"scale": "decibel"}, "scale must be 'log' or 'linear', got 'decibel'"),
+    ],
+)
+def test_response_arguments_are_checked(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        plots.plot_response(np.ones((5, 5)), chain(), **arguments)
+
+
+def test_settings_of_matplotlib_are_left_alone():
+    before = dict(matplotlib.rcParams)
+    plots.plot_kernels(np.ones((5, 5)), chain())
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_nothing_but_plots_imports_matplotlib_and_plots_not_pyplot():
+    code = (
+        "import sys, convfactor; assert 'matplotlib' not in sys.modules;"
+        "import convfactor.plots; assert 'matplotlib.pyplot' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_without_matplotlib_the_extra_is_named():
+    code = (
+        "import sys; sys.modules['matplotlib'] = None\n"
+        "try: import convfactor.plots\n"
+        "except ImportError as error: assert \"pip install 'convfactor[plots]'\" in str(error)\n"
+        "else: sys.exit(1)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
