@@ -12,7 +12,7 @@ from torch import nn
 import convfactor
 from convfactor import Bounds, Plan
 from convfactor.latency import Timing
-from convfactor.plans import PLAN_FILE, WEIGHTS_FILE, WholeModel
+from convfactor.plans import PLAN_FILE, WEIGHTS_FILE, WholeModel, channels_last
 from convfactor.verification import OutputErrors
 
 
@@ -146,3 +146,9 @@ def test_keeping_a_layer_after_all(planned):
     assert less.replacements.keys() == {2}
     assert planned.entries[1].replaced
     assert isinstance(less.apply(model())[1], nn.Conv2d)
+
+
+def test_weights_that_read_one_channel_are_brought_into_the_format_too():
+    conv = channels_last(nn.Conv2d(1, 8, 5))
+    assert conv.weight.stride() == (25, 1, 5, 1)
+    assert conv(torch.rand(1, 1, 9, 9)).is_contiguous(memory_format=torch.channels_last)

@@ -313,10 +313,14 @@ class Plan:
 
 
 def channels_last(model: nn.Module) -> nn.Module:
-    """Bring the weights of 2-D convolutions into channels_last; ``model.to`` refuses 3-D ones."""
+    """Bring the weights of 2-D convolutions into channels_last; ``model.to`` refuses 3-D ones.
+
+    For weights that read one channel, ``contiguous`` would leave the strides as they are, and
+    torch the convolution in the slower format.
+    """
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.dim() == 4:
-            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+            tensor.data = tensor.data.to(memory_format=torch.channels_last)
     return model
 
 

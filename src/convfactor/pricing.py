@@ -147,7 +147,7 @@ class Stopwatch:
 
     def _original(self, memory_format: torch.memory_format) -> Callable[[], object]:
         """The original convolution on inputs of one format."""
-        weight = self._weight.contiguous(memory_format=memory_format)
+        weight = self._weight.to(memory_format=memory_format)  # also strides of one channel
         inputs = self._in_format(memory_format)
         return lambda: _run(lambda x: convolution(x, weight, None, self._geometry), inputs)
 
@@ -159,7 +159,7 @@ class Stopwatch:
     def _in_format(self, memory_format: torch.memory_format) -> list[tuple[Tensor, int]]:
         """The inputs in a format, where they have one."""
         return [
-            (x.contiguous(memory_format=memory_format) if x.dim() == 4 else x, calls)
+            (x.to(memory_format=memory_format) if x.dim() == 4 else x, calls)
             for x, calls in self._inputs
         ]
 

@@ -47,7 +47,7 @@ class _Limits:
 
 _LIMITS = {
     "draft": _Limits(work=3e10, least=60, most=300, window=50, settled=0.05),
-    "full": _Limits(work=1.5e11, least=200, most=4000, window=100, settled=0.0005),
+    "full": _Limits(work=1.25e11, least=200, most=4000, window=100, settled=0.0005),
 }
 
 
