@@ -10,7 +10,7 @@ from tiny import Functional, batches, conv, images
 from torch import nn
 
 import convfactor
-from convfactor import Bounds, Plan
+from convfactor import Bounds, CascadeConv2d, Plan
 from convfactor.latency import Timing
 from convfactor.plans import PLAN_FILE, WEIGHTS_FILE, WholeModel, channels_last
 from convfactor.verification import OutputErrors
@@ -149,6 +149,11 @@ def test_keeping_a_layer_after_all(planned):
 
 
 def test_weights_that_read_one_channel_are_brought_into_the_format_too():
-    conv = channels_last(nn.Conv2d(1, 8, 5))
-    assert conv.weight.stride() == (25, 1, 5, 1)
-    assert conv(torch.rand(1, 1, 9, 9)).is_contiguous(memory_format=torch.channels_last)
+    layer = nn.Conv2d(1, 8, 5)
+    cascade = CascadeConv2d.from_conv(
+        layer, convfactor.factorize(layer.weight, widths=(2,)), torch.channels_last
+    )
+    assert channels_last(layer).weight.stride() == (25, 1, 5, 1)
+    for module in (layer, channels_last(cascade)):
+        output = module(torch.rand(1, 1, 9, 9))
+        assert output.is_contiguous(memory_format=torch.channels_last)

@@ -311,8 +311,7 @@ def _in_format(
         return first, second, inputs
 
     def convert(tensor: Tensor) -> Tensor:
-        is_image = tensor.dim() == 4
-        return tensor.contiguous(memory_format=torch.channels_last) if is_image else tensor
+        return tensor.to(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
 
     first, second = (channels_last(copy.deepcopy(model)) for model in models)
     return first, second, inputs.map(convert)

@@ -26,6 +26,7 @@ from convfactor.cascade import Cascade, Structure
 from convfactor.errors import PlanMismatchError
 from convfactor.geometry import ConvGeometry
 from convfactor.latency import Timing
+from convfactor.layers import CascadeConv2d
 from convfactor.pricing import MemoryFormat
 from convfactor.sites import InputShape, Kind
 from convfactor.verification import OutputErrors
@@ -321,6 +322,9 @@ def channels_last(model: nn.Module) -> nn.Module:
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.dim() == 4:
             tensor.data = tensor.data.to(memory_format=torch.channels_last)
+    for module in model.modules():
+        if isinstance(module, CascadeConv2d):
+            module.output_format = torch.channels_last  # as a convolution with such a weight gives
     return model
 
 
