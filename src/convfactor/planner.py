@@ -200,7 +200,7 @@ class _Case:
             return replace(entry, missed=True, error=nearest.error, errors=nearest.errors), None
         priced = [(self.pricing.careful(pixels), ladder, pixels) for ladder, pixels in found]
         price, ladder, pixels = min(priced, key=lambda one: one[0].relative)
-        limit = min(bar, self.pricing.quick(pixels).relative + NEARLY_FREE)
+        limit = min(bar - NEARLY_FREE, self.pricing.quick(pixels).relative + NEARLY_FREE)
         wider = ladder.widen(lambda s: self._price(s).relative <= limit)
         trial = ladder.finished()
         if wider:

@@ -102,10 +102,10 @@ def _project(problem: Problem, cascade: Cascade) -> Cascade:
     target = problem.target.double().unflatten(1, (blocks[1], -1))
     wanted = target.sum((4, 5))
     sums = heads.sum((4, 5)).repeat_interleave(height * width, 2)
-    direction = _solve_metric(problem, cascade, heads, sums)
     reach = heads.abs().sum((3, 4, 5)).repeat_interleave(height * width, 2)[..., None]
     # Sums that are zero but for rounding can't be divided by, and need not be.
     sums = torch.where(sums.abs() > _ROUNDING * reach, sums, 0)
+    direction = _solve_metric(problem, cascade, heads, sums)
     inverse = torch.linalg.pinv(sums.mT @ direction, hermitian=True)
     for _ in range(3):
         missing = wanted - weight @ sums
