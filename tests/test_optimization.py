@@ -9,7 +9,7 @@ from tiny import Functional, Untraceable, batches, conv, images
 from torch import nn
 
 import convfactor
-from convfactor import CascadeConv2d, ToleranceError, factorization, planner
+from convfactor import CascadeConv2d, ToleranceError, cases, factorizer
 from convfactor.latency import Timing
 
 MACS = {"objective": "macs"}
@@ -224,13 +224,13 @@ def test_what_makes_the_whole_slower_is_undone(monkeypatch):
 def solved(monkeypatch):
     """Kernels that are solved."""
     calls: list[float] = []
-    solve = factorization.Factorizer.solve
+    solve = factorizer.Factorizer.solve
 
     def counting(self, *args, **kwargs):
         calls.append(float(self.weight.sum()))
         return solve(self, *args, **kwargs)
 
-    monkeypatch.setattr(factorization.Factorizer, "solve", counting)
+    monkeypatch.setattr(factorizer.Factorizer, "solve", counting)
     return calls
 
 
@@ -238,7 +238,7 @@ def solved(monkeypatch):
 def test_an_interrupted_run_goes_on(tmp_path, monkeypatch, solved, calibration):
     model = nn.Sequential(conv(), conv(seed=1), rough()).requires_grad_(False)
     arguments = {"calibration": calibration, "checkpoint": tmp_path, **MACS}
-    decide, decided = planner._Case.decide, []
+    decide, decided = cases.Case.decide, []
 
     def interrupted(self, *args):
         if len(decided) == 2:
@@ -246,10 +246,10 @@ def test_an_interrupted_run_goes_on(tmp_path, monkeypatch, solved, calibration):
         decided.append(self)
         return decide(self, *args)
 
-    monkeypatch.setattr(planner._Case, "decide", interrupted)
+    monkeypatch.setattr(cases.Case, "decide", interrupted)
     with pytest.raises(KeyboardInterrupt):
         convfactor.plan(model, images(), 1e-3, **arguments)
-    monkeypatch.setattr(planner._Case, "decide", decide)
+    monkeypatch.setattr(cases.Case, "decide", decide)
     solved.clear()
     resumed = convfactor.plan(model, images(), 1e-3, **arguments)
     assert set(solved) == {float(model[2].weight.sum())}

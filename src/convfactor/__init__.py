@@ -4,7 +4,8 @@ from convfactor import fx, wavelets
 from convfactor.bounds import Bounds
 from convfactor.cascade import Cascade, Stage, StageShape, Structure
 from convfactor.errors import PlanMismatchError, ToleranceError
-from convfactor.factorization import Factorization, factorize
+from convfactor.factorization import factorize
+from convfactor.factorizer import Factorization
 from convfactor.geometry import ConvGeometry
 from convfactor.layers import CascadeConv2d
 from convfactor.moments import Moments

@@ -1,40 +1,26 @@
-"""Decide for every large kernel of a model: which cascade, or none, and why."""
+"""Plan a model: find its large kernels, price, calibrate and solve them in turn."""
 
 from __future__ import annotations
 
 import math
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from rich.progress import Progress
-from torch import Tensor, nn
+from torch import nn
 
 from convfactor import calibration, rewrite, transforms
 from convfactor.calibration import SiteData, Split
-from convfactor.cascade import Cascade, Structure
-from convfactor.factorization import Factorization, Factorizer, Report, families
-from convfactor.geometry import ConvGeometry, Pair
-from convfactor.layers import CascadeConv2d
+from convfactor.cascade import Structure
+from convfactor.cases import LARGEST_PATCH, Case, entry_for
+from convfactor.factorizer import Report
 from convfactor.plans import PLAN_FILE, Entry, Environment, Plan, Replacement, Settings
-from convfactor.pricing import Multiplies, Price, Pricing, Stopwatch, convolution
-from convfactor.search import Ladder
+from convfactor.pricing import Price
 from convfactor.sites import ModelInputs, Select, Site, find
-from convfactor.solvers import Effort
-from convfactor.structures import Family, separable_pair
 from convfactor.transforms import TransformSite
-from convfactor.verification import ErrorMeter, OutputErrors, reads_padding
-
-WIDTH_MULTIPLE = 8
-LARGEST_PATCH = 8192
-CLEARLY_FASTER = 0.9
-# A wider structure has a smaller error; it is taken for this share of the original's time.
-NEARLY_FREE = 0.02
-# White noise added to the sampled patches, which lowers the error on unseen ones: by 15 % for a
-# 5x5 64->32 layer of SRCNN, by 2 % for 9x9 layers of a style network.
-SHRINKAGE = 1e-3
 
 
 def make_plan(
@@ -76,7 +62,7 @@ def make_plan(
     earlier = _earlier(checkpoint, plan)
     decided = {site: e for site in sites if (e := _recall(earlier, site)) is not None}
 
-    cases: dict[Site, _Case] = {}
+    cases: dict[Site, Case] = {}
     known: dict[object, Price] = {}
     for site, _ in _steps(progress, "timing", sites):
         if site.obstacle is None and site.kind == "functional":
@@ -85,7 +71,7 @@ def make_plan(
         if site.obstacle is None and batches is not None:
             site.obstacle = _too_large(site)
         if site.obstacle is None and site not in decided:
-            cases[site] = _Case.price(site, settings, known)
+            cases[site] = Case.price(site, settings, known)
     worth = {site: case for site, case in cases.items() if case.ladders}
     data: dict[Site, SiteData] = {}
     if batches is not None and worth:
@@ -102,7 +88,7 @@ def make_plan(
         if site in decided:
             entry, replacement = decided[site]
         elif site.obstacle is not None:
-            entry, replacement = _entry(site, "kept", site.obstacle), None
+            entry, replacement = entry_for(site, "kept", site.obstacle), None
         else:
             entry, replacement = cases[site].decide(data.pop(site, None), settings, report)
         plan = plan.extended(entry, replacement)
@@ -113,234 +99,6 @@ def make_plan(
     return plan
 
 
-@dataclass(eq=False)
-class _Case:
-    """A site with the structures that are cheap enough for it."""
-
-    site: Site
-    kernel: ConvGeometry
-    pricing: Pricing
-    ladders: list[list[Structure]] = field(default_factory=list)
-    cheapest: tuple[Structure, Price] | None = None
-
-    @classmethod
-    def price(cls, site: Site, settings: Settings, known: dict[object, Price]) -> _Case:
-        """Price the structures of a site."""
-        geometry = site.geometry
-        assert geometry is not None
-        pricing: Pricing = Multiplies(geometry)
-        multiple = 1
-        if settings.objective == "latency":
-            pricing = Stopwatch(geometry, site.shapes, site.weight.dtype, site.weight.device, known)
-            multiple = WIDTH_MULTIPLE
-        case = cls(site, geometry, pricing)
-        for family in _families(geometry, settings):
-            rungs = case._affordable(
-                family.ladder(geometry.macs, multiple), 1 / settings.min_speedup
-            )
-            if rungs:
-                case.ladders.append(rungs)
-        return case
-
-    @property
-    def margin(self) -> Pair:
-        """Taps around the kernel that the moments need, where they can be afforded."""
-        factorizer = Factorizer(self.site.weight, self.kernel)
-        margins = [factorizer.margin(rungs[0]) for rungs in self.ladders]
-        rows, cols = max(m[0] for m in margins), max(m[1] for m in margins)
-        height, width = self.kernel.kernel_size
-        per_group = self.kernel.in_channels // self.kernel.groups
-        if per_group * (height + 2 * rows) * (width + 2 * cols) > LARGEST_PATCH:
-            return 0, 0
-        return rows, cols
-
-    def decide(
-        self, data: SiteData | None, settings: Settings, report: Report
-    ) -> tuple[Entry, Replacement | None]:
-        """Solve the structures and choose."""
-        site, bar = self.site, 1 / settings.min_speedup
-        if not self.ladders:
-            return _entry(site, "kept", self._too_slow(), self.cheapest), None
-        moments = None if data is None else data.moments
-        if moments is not None and not bool(moments.covariance.any()):
-            return _entry(site, "kept", "its input does not vary in the calibration data"), None
-        factorizer = Factorizer(
-            site.weight.detach(),
-            self.kernel,
-            moments,
-            ridge=SHRINKAGE,
-            seed=settings.seed,
-            report=report,
-        )
-        judge = _Judge(factorizer, site, [] if data is None else data.held_out)
-        found: list[tuple[Ladder[_Trial], Structure]] = []
-        fastest = math.inf
-        missed: list[_Trial] = []
-        for affordable in self.ladders:
-            limit = min(bar, fastest * CLEARLY_FASTER)
-            rungs = self._affordable([s for s in affordable if factorizer.fits(s)], limit)
-            ladder = Ladder(rungs, judge.solve, settings.tolerance)
-            trial = ladder.cheapest()
-            if trial is not None:
-                pixels = trial.cascade.structure.dilated(self.kernel.dilation)
-                found.append((ladder, pixels))
-                fastest = min(fastest, self.pricing.quick(pixels).relative)
-            elif ladder.nearest is not None:
-                missed.append(ladder.nearest)
-        if not found:
-            if not missed:
-                return _entry(site, "kept", self._too_slow(), self.cheapest), None
-            nearest = min(missed, key=lambda trial: trial.error)
-            reason = (
-                f"tolerance: {nearest.cascade.structure}, the closest of those fast enough, has an "
-                f"error of {nearest.error:.2%}"
-            )
-            pixels = nearest.cascade.structure.dilated(self.kernel.dilation)
-            entry = _entry(site, "kept", reason, (pixels, self.pricing.quick(pixels)))
-            return replace(entry, missed=True, error=nearest.error, errors=nearest.errors), None
-        priced = [(self.pricing.careful(pixels), ladder, pixels) for ladder, pixels in found]
-        price, ladder, pixels = min(priced, key=lambda one: one[0].relative)
-        limit = min(bar - NEARLY_FREE, self.pricing.quick(pixels).relative + NEARLY_FREE)
-        wider = ladder.widen(lambda s: self._price(s).relative <= limit)
-        trial = ladder.finished()
-        if wider:
-            price = self.pricing.careful(trial.cascade.structure.dilated(self.kernel.dilation))
-        structure = trial.cascade.structure
-        if price.relative > bar:
-            reason = f"{structure} meets the tolerance, but {_faster(price)}, timed carefully"
-            return _entry(site, "kept", reason, (structure, price)), None
-        return self._replaced(trial, price)
-
-    def _replaced(self, trial: _Trial, price: Price) -> tuple[Entry, Replacement]:
-        """Write down a replacement."""
-        factorization = trial.factorization
-        cascade = factorization.cascade.dilated(self.kernel.dilation)
-        entry = replace(
-            _entry(self.site, "replaced", _faster(price), (cascade.structure, price)),
-            structure=cascade.structure,
-            memory_format=price.memory_format,
-            error=trial.error,
-            errors=trial.errors,
-            weight_error=factorization.error,
-            bounds=factorization.bounds,
-        )
-        return entry, Replacement(cascade, factorization.bias_shift)
-
-    def _affordable(self, rungs: Sequence[Structure], limit: float) -> list[Structure]:
-        """The rungs up to the widest whose price is within a limit.
-
-        Where the price would reach the limit, if it grew with the multiplies, is tried next. One
-        chain per channel is often too slow already.
-        """
-        low, high = 0, len(rungs)
-        rung = 0 if rungs and rungs[0].is_chain else high - 1
-        steps = 0
-        while low < high:
-            structure = rungs[rung].dilated(self.kernel.dilation)
-            price = self._price(rungs[rung])
-            if self.cheapest is None or price.relative < self.cheapest[1].relative:
-                self.cheapest = structure, price
-            if price.relative <= limit:
-                low = rung + 1
-            else:
-                high = rung
-            wanted = structure.macs * limit / price.relative
-            rung = max((i for i in range(low, high) if rungs[i].macs <= wanted), default=low)
-            steps += 1
-            if steps > 3:
-                rung = (low + high) // 2
-        return list(rungs[:low])
-
-    def _price(self, structure: Structure) -> Price:
-        """A price good enough to search with; taps are on the kernel's own grid."""
-        return self.pricing.quick(structure.dilated(self.kernel.dilation))
-
-    def _too_slow(self) -> str:
-        """Say what the fastest structure would cost."""
-        if self.cheapest is None:
-            return "no cascade has fewer multiplies"
-        structure, price = self.cheapest
-        return f"no structure is faster: the fastest tried, {structure}, {_faster(price)}"
-
-
-@dataclass(frozen=True, eq=False)
-class _Trial:
-    """A solved structure and its error on data that the fit did not see."""
-
-    factorization: Factorization
-    errors: OutputErrors | None
-
-    @property
-    def cascade(self) -> Cascade:
-        """The cascade, its taps on the kernel's own grid."""
-        return self.factorization.cascade
-
-    @property
-    def exact(self) -> bool:
-        """Whether only rounding is left."""
-        return self.factorization.exact
-
-    @property
-    def error(self) -> float:
-        """What the tolerance bounds."""
-        return self.factorization.error if self.errors is None else self.errors.pooled
-
-
-class _Judge:
-    """Solves structures for one site and measures them on its held-out inputs."""
-
-    def __init__(
-        self, factorizer: Factorizer, site: Site, held_out: Sequence[Sequence[Tensor]]
-    ) -> None:
-        self._factorizer = factorizer
-        self._site = site
-        assert site.geometry is not None
-        self._geometry = site.geometry
-        with torch.no_grad():
-            self._pairs = [
-                (x, convolution(x, site.weight, site.bias, self._geometry))
-                for batch in held_out
-                for x in batch
-            ]
-
-    def solve(self, structure: Structure, effort: Effort, starts: Sequence[Cascade]) -> _Trial:
-        """Solve, round to the layer's dtype, and measure on full outputs."""
-        factorization = self._factorizer.solve(structure, effort, starts)
-        if not self._pairs:
-            return _Trial(factorization, None)
-        cascade = factorization.cascade.dilated(self._geometry.dilation)
-        layer = CascadeConv2d.from_weight(
-            self._site.weight,
-            self._site.bias,
-            Replacement(cascade, factorization.bias_shift),
-            self._geometry,
-        )
-        meter = ErrorMeter()
-        with torch.no_grad():
-            for x, true in self._pairs:
-                border = reads_padding(self._geometry, (x.shape[-2], x.shape[-1]))
-                meter.add(true, layer(x), border.to(x.device))
-        return _Trial(factorization, meter.errors())
-
-
-def _families(kernel: ConvGeometry, settings: Settings) -> list[Family]:
-    """What to try, in turn; a later one has to be clearly faster than the best before it."""
-    cascades = families(kernel)
-    if settings.structures == "cascade":
-        return cascades
-    pair = list(separable_pair(kernel))
-    # For single channels the pair is solved at once, and few cascades are faster.
-    return [*pair, *cascades] if kernel.is_depthwise else [*cascades, *pair]
-
-
-def _faster(price: Price) -> str:
-    """Put a price into words."""
-    ratio = 1 / price.relative if price.relative > 0 else math.inf
-    if price.after is None:
-        return f"{ratio:.2f}x fewer multiplies" if ratio > 1 else f"{1 / ratio:.2f}x the multiplies"
-    return f"{ratio:.2f}x faster" if ratio > 1 else f"{1 / ratio:.2f}x slower"
-
-
 def _too_large(site: Site) -> str | None:
     """Why the covariance of a site's patches can't be held."""
     assert site.geometry is not None
@@ -348,39 +106,6 @@ def _too_large(site: Site) -> str | None:
     if size <= LARGEST_PATCH:
         return None
     return f"its patches hold {size} values, more than the {LARGEST_PATCH} that can be calibrated"
-
-
-def _entry(
-    site: Site,
-    decision: str,
-    reason: str,
-    priced: tuple[Structure, Price] | None = None,
-) -> Entry:
-    """Write down a site."""
-    structure, price = priced if priced is not None else (None, None)
-    weight = site.weight
-    entry = Entry(
-        name=site.name,
-        kind=site.kind,
-        owners=site.owners,
-        weight_name=site.weight_name,
-        dtype=str(weight.dtype).removeprefix("torch."),
-        kernel_size=tuple(weight.shape[2:]),
-        geometry=site.geometry,
-        shapes=tuple(site.shapes.items()),
-        decision="replaced" if decision == "replaced" else "kept",
-        reason=reason,
-        fingerprint=rewrite.fingerprint(weight),
-    )
-    if price is None or structure is None:
-        return entry
-    return replace(
-        entry,
-        before=price.before,
-        after=price.after,
-        macs_before=site.geometry.macs if site.geometry else None,
-        macs_after=structure.macs,
-    )
 
 
 def _decide_transform(site: TransformSite, settings: Settings, device: torch.device) -> Entry:

@@ -124,6 +124,11 @@ def stage_sizes(kernel_size: Pair) -> tuple[Pair, ...]:
     return tuple(itertools.zip_longest(rows, cols, fillvalue=1)) or ((1, 1),)
 
 
+def families(kernel: ConvGeometry) -> list[Family]:
+    """Every family of 3x3 cascades worth trying for a kernel."""
+    return [*full(kernel), *cropped(kernel), *dilated(kernel), *pointwise(kernel)]
+
+
 def full(kernel: ConvGeometry, stages: int | None = None) -> Iterator[Family]:
     """Undilated cascades of 3x3 stages, one for every placement of the stride.
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from convfactor.cascade import Cascade
-from convfactor.factorization import Factorization
+from convfactor.factorizer import Factorization
 from convfactor.geometry import Pair, pair
 
 Kernel: TypeAlias = Tensor | NDArray[Any]

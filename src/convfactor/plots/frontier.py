@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 
 from convfactor.cascade import Structure
-from convfactor.factorization import Factorization
+from convfactor.factorizer import Factorization
 from convfactor.plots.style import BLUE, GREY, VERMILION, styled
 
 FLOOR = 1e-17  # where an error of exactly 0 is drawn, on the logarithmic axis

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from convfactor.cascade import Cascade
-from convfactor.factorization import Factorization
+from convfactor.factorizer import Factorization
 from convfactor.geometry import Pair
 from convfactor.plots.comparison import Comparison, Kernel, largest_magnitude
 from convfactor.plots.style import MAGNITUDE, styled

@@ -1,0 +1,160 @@
+"""Solve one kernel for one structure, and measure what came out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from convfactor.bounds import Bounds
+from convfactor.cascade import Cascade, Stage, Structure
+from convfactor.geometry import ConvGeometry, Pair
+from convfactor.moments import Moments
+from convfactor.solvers import Effort, Problem, constraints, solve
+
+# Called with a structure that is being solved, the share of the work done and the error reached.
+Report = Callable[[Structure, float, float], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Factorization:
+    """A cascade in the dtype it will run in, and how far it is from the kernel.
+
+    Attributes:
+        cascade: The cascade.
+        error: Relative error, from the composed kernel after rounding.
+        channel_errors: The same per output channel, float64 (C_out,).
+        bias_shift: Float64 (C_out,), what the bias must take up: ``-D mu``.
+        bounds: Worst-case bounds of the output error.
+        noise_gain: Amplification of rounding in the intermediates, relative to one rounding of the
+            output; times the dtype's epsilon it is the relative rounding error to expect.
+        exact: Whether it was exact before rounding, so that nothing wider is better.
+        met: Whether the error is within the tolerance; None without one.
+        message: What would be needed, where the tolerance was not met; otherwise empty.
+    """
+
+    cascade: Cascade
+    error: float
+    channel_errors: Tensor
+    bias_shift: Tensor
+    bounds: Bounds
+    noise_gain: float
+    exact: bool = False
+    met: bool | None = None
+    message: str = ""
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages, first applied first."""
+        return self.cascade.stages
+
+    @property
+    def kernels(self) -> tuple[Tensor, ...]:
+        """The weights of the stages."""
+        return tuple(stage.weight for stage in self.cascade.stages)
+
+    @property
+    def offset(self) -> Pair:
+        """(row, col) of the equivalent kernel's corner relative to the original's."""
+        return self.cascade.offset
+
+    @property
+    def structure(self) -> Structure:
+        """The cascade without its weights."""
+        return self.cascade.structure
+
+    @property
+    def macs(self) -> int:
+        """Multiplies per output pixel of the original grid."""
+        return self.cascade.structure.macs
+
+    def compose(self) -> Tensor:
+        """Equivalent kernel, float64 (C_out, C_in/groups, spanH, spanW)."""
+        return self.cascade.compose()
+
+
+@dataclass(frozen=True, eq=False)
+class Factorizer:
+    """One kernel in one metric, ready to be solved for any structure.
+
+    Attributes:
+        weight: (C_out, C_in/groups, kH, kW), on the device to solve on.
+        kernel: The convolution.
+        moments: Moments of its input patches, or None for white noise.
+        preserve_dc: Whether to keep every kernel's sum exactly.
+        ridge: White noise added to the input patches, relative to their mean power.
+        seed: Seed of the random starts.
+        report: Called while a structure is solved.
+    """
+
+    weight: Tensor
+    kernel: ConvGeometry
+    moments: Moments | None = None
+    preserve_dc: bool = False
+    ridge: float = 0.0
+    seed: int = 0
+    report: Report = lambda structure, share, error: None
+
+    def problem(self, structure: Structure) -> Problem:
+        """The problem on the smallest window that holds the kernel and the structure."""
+        return Problem.from_weight(
+            self.weight, self.kernel.groups, self.moments, self.margin(structure)
+        )
+
+    def fits(self, structure: Structure) -> bool:
+        """Whether the moments reach as far as the structure spans."""
+        if self.moments is None:
+            return True
+        wanted = self.margin(structure)
+        return all(w <= have for w, have in zip(wanted, self.moments.margin, strict=True))
+
+    def margin(self, structure: Structure) -> Pair:
+        """Taps that the structure reaches beyond the kernel, at most, per side."""
+        rows, cols = (
+            max(-o, o + span - k, 0)
+            for o, span, k in zip(
+                structure.offset, structure.span, self.kernel.kernel_size, strict=True
+            )
+        )
+        return rows, cols
+
+    def solve(
+        self, structure: Structure, effort: Effort = "full", starts: Sequence[Cascade] = ()
+    ) -> Factorization:
+        """Solve for a structure, round, and measure what came out."""
+        problem = self.problem(structure)
+        aim = constraints.weigh_dc(problem) if self.preserve_dc else problem
+        cascade = solve(
+            aim,
+            structure,
+            starts=starts,
+            seed=self.seed,
+            ridge=self.ridge,
+            effort=effort,
+            progress=lambda share, error: self.report(structure, share, error),
+        )
+        return self.measure(cascade, problem)
+
+    def measure(self, cascade: Cascade, problem: Problem | None = None) -> Factorization:
+        """Apply the constraint, round to the weight's dtype and compute the errors."""
+        problem = self.problem(cascade.structure) if problem is None else problem
+        if self.preserve_dc:
+            cascade = constraints.preserve_dc(problem, cascade)
+        rounded = cascade.to(self.weight.dtype)
+        residual = problem.residual(rounded)
+        shift = residual.new_zeros(self.kernel.out_channels)
+        if self.moments is not None:
+            margin = (-problem.origin[0], -problem.origin[1])
+            mean = self.moments.cropped(margin).mean.to(residual.device)
+            shift = -torch.einsum("gop,gp->go", residual.flatten(2), mean).flatten()
+        return Factorization(
+            cascade=rounded,
+            error=problem.error(rounded),
+            channel_errors=problem.channel_errors(rounded).flatten(),
+            bias_shift=shift,
+            bounds=Bounds.from_residual(residual.flatten(0, 1), self.kernel.groups, self.kernel),
+            noise_gain=rounded.noise_gain(),
+            exact=problem.error(cascade) <= problem.exact,
+        )
