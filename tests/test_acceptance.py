@@ -120,12 +120,12 @@ def test_the_original_method_is_never_better(stages: int) -> None:
     assert bool((ours.channel_errors <= original.channel_errors + 1e-9).all())
 
 
-@pytest.mark.parametrize("stages", [2, 3])
-def test_composed_chains_are_recovered(stages: int) -> None:
+@pytest.mark.parametrize(("stages", "least"), [(2, 0.95), (3, 0.95), (4, 0.95), (5, 0.8)])
+def test_composed_chains_are_recovered(stages: int, least: float) -> None:
     structure = chain_structure(100, 1, [(3, 3)] * stages)
     weight = structure.random(stages).compose()
     found = factorize(weight, widths=(100,) * (stages - 1), groups=100)
-    assert float((found.channel_errors <= 1e-8).double().mean()) >= 0.95
+    assert float((found.channel_errors <= 1e-8).double().mean()) >= least
 
 
 def test_composed_dense_cascades_are_recovered() -> None:

@@ -30,6 +30,9 @@ _SETTLED = 1e-9
 _SOLVED = 1e-26
 _SPLIT = 1e-20
 _THOROUGH_WORK = 3e6
+# Above this much, or this many channels, random starts are all that can be afforded.
+_STEADY_WORK = 4e7
+_STEADY_CHANNELS = 128
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ class _Effort:
 
 _DRAFT = _Effort(random=8, peeled=0, rounds=0, heats=((10, 3), (30, 1)), steps=20)
 _BRISK = _Effort(random=32, peeled=0, rounds=0)
+_STEADY = _Effort(random=16, peeled=8, rounds=1)
 _THOROUGH = _Effort(random=32, peeled=16, rounds=2)
 
 
@@ -112,20 +116,28 @@ def solve(
         kernels = [k.to(fit.target) for k in embed(start, structure, count, smaller)]
         size = torch.where(scale > 0, scale, 1)[:, None, None, None]
         given.append([*kernels[:-1], kernels[-1] / size])
-    work = len(fit.target) * (count * layout.taps) ** 2 * fit.target.shape[1]
-    full = _THOROUGH if work <= _THOROUGH_WORK else _BRISK
 
     def tell(share: float, losses: Tensor) -> None:
         if progress:
             power = scale / torch.where(scale > 0, scale, 1).amax()
             progress(share, float(((losses * power**2).sum() / (power**2).sum()).sqrt()))
 
-    search = _Search(full if effort == "full" else _DRAFT, torch.Generator().manual_seed(seed))
+    affordable = _affordable(fit, layout, count) if effort == "full" else _DRAFT
+    search = _Search(affordable, torch.Generator().manual_seed(seed))
     best = search.run(fit, layout, count, given, tell)
     cascade = pack(structure, _zeroed(best, fit.target)).balanced()
     last = cascade.stages[-1]
     last = replace(last, weight=last.weight * scale[:, None, None, None])
     return replace(cascade, stages=(*cascade.stages[:-1], last))
+
+
+def _affordable(fit: Fit, layout: Layout, count: int) -> _Effort:
+    """Try less for many channels and many taps."""
+    channels, pixels = fit.target.shape
+    work = channels * (count * layout.taps) ** 2 * pixels
+    if work <= _THOROUGH_WORK:
+        return _THOROUGH
+    return _STEADY if work <= _STEADY_WORK and channels <= _STEADY_CHANNELS else _BRISK
 
 
 def _normalise(problem: Problem, structure: Structure, ridge: float) -> tuple[Fit, Tensor]:
