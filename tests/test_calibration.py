@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
@@ -62,13 +63,31 @@ def test_the_digest_tells_data_apart():
         ([images(), images()[0]], ValueError, "batch 1 must look like the example inputs"),
         ([images(), images().double()], ValueError, "float64"),
         ([images(), (images(), images())], ValueError, "batch 1 must look like"),
-        (["photo.png"], ValueError, "batch 0 must look like"),
-        ([images(), images() / 0], ValueError, "batch 1 must be finite"),
+        (["photo.png"], TypeError, r"batch 0 must hold a tensor, such as .*, got str$"),
+        ("photos.npz", TypeError, "got str; load the file and give a list of batches"),
+        (Path("photos"), TypeError, "got .*Path; load the file and give a list of batches"),
+        (batches, TypeError, "got function; call it and give what it returns"),
+        ({"x": images(count=4)}, TypeError, "got dict of Tensor; put a single batch in a list"),
+        (images(count=4).numpy(), TypeError, "ndarray; use torch.from_numpy and put .* in a list"),
+        ([images().numpy()], TypeError, "batch 0 must .* got ndarray; use torch.from_numpy"),
+        ([images(), {"x": images().numpy()}], TypeError, "batch 1 .* dict of ndarray; use torch"),
+        ([(images(), torch.tensor([3]))], ValueError, "only what the model takes and drop the lab"),
+        ([images().half()], ValueError, "float16'.; convert it to the dtype of the example inputs"),
+        ([images(), images() / 0], ValueError, "batch 1 must be finite, .*; leave it out"),
     ],
 )
 def test_data_that_does_not_fit_is_refused(data, error, message):
     with pytest.raises(error, match=message):
         split(data, EXAMPLE)
+
+
+def test_what_does_not_fit_is_refused_before_the_rest_is_read():
+    def data():
+        yield images(channels=3)
+        raise AssertionError("read on")
+
+    with pytest.raises(ValueError, match="batch 0 must look like"):
+        split(data(), EXAMPLE)
 
 
 def test_moments_and_inputs_are_those_of_each_site():

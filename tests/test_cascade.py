@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -132,3 +133,17 @@ def test_random_keeps_power_and_is_deterministic():
 def test_a_structure_reads_well():
     stages = (StageShape(4, 8, (3, 1), stride=(2, 2)), StageShape(8, 2, (3, 3), dilation=(2, 3)))
     assert str(Structure(stages)) == "3x1/2 3x3@2x3 (8)"
+
+
+def test_one_int_stands_for_both_sides():
+    short = StageShape(3, 16, 3, 2, 4)
+    assert short == StageShape(3, 16, (3, 3), (2, 2), (4, 4))
+    assert hash(short) == hash(StageShape(3, 16, [3, 3], np.int64(2), (4, 4)))
+    assert Structure((StageShape(1, 2, 3), StageShape(2, 1, 3))).span == (5, 5)
+
+
+@pytest.mark.parametrize("name", ["kernel_size", "stride", "dilation"])
+@pytest.mark.parametrize("value", [0, 2.5, (1, 2, 3), (3, -1), "3"])
+def test_sides_of_a_stage_are_checked(name, value):
+    with pytest.raises(ValueError, match=f"{name} must be an int >= 1 or a pair of them, got"):
+        StageShape(3, 16, **{"kernel_size": 3, name: value})

@@ -114,6 +114,22 @@ def test_everything_is_written_and_can_be_loaded(folder, capsys, state, kind, ca
 
     assert run("show", "out") == 0
     assert capsys.readouterr().out == out
+    original = ["--model", "mine:net", "--weights", f"weights.{kind}"]
+    assert run("show", "out", "--html", "page.html", *original) == 0
+    assert (folder / "page.html").read_text() == plan.to_html(model=model)
+
+
+def test_weights_that_a_training_framework_nests(folder, state):
+    torch.save({"epoch": 3, "state_dict": state}, "weights.pt")
+    assert optimize("mine:net", "--weights", "weights.pt") == 0
+    assert Plan.load("out").replaced
+
+
+def test_an_output_that_is_a_file(folder, capsys):
+    (folder / "out").write_text("mine")
+    assert optimize() == 2
+    assert "--output must be a folder" in capsys.readouterr().err
+    assert (folder / "out").read_text() == "mine"
 
 
 def test_tied_weights_from_a_file_that_holds_them_once(folder):

@@ -198,15 +198,26 @@ def test_bounds_hold_on_an_image():
         ({}, "give a tolerance"),
         ({"tolerance": 0.0}, "tolerance must be a positive number"),
         ({"tolerance": float("nan")}, "tolerance must be a positive number"),
+        ({"tolerance": True}, "tolerance must be a positive number.*got True"),
+        ({"tolerance": 1}, r"tolerance must be .* a fraction below 1 \(0.05 is 5 %\), got 1"),
+        ({"tolerance": 5.0}, r"tolerance must be .* a fraction below 1 \(0.05 is 5 %\), got 5.0"),
+        ({"tolerance": "5%"}, "tolerance must be .*got '5%'"),
+        ({"stages": 2, "tolerance": math.inf}, "tolerance must be .*got inf"),
         ({"stages": 2, "widths": (2,)}, "not both"),
         ({"stages": 2, "structure": Structure((StageShape(2, 4, (5, 5)),))}, "not both"),
         ({"structure": Structure((StageShape(4, 4, (5, 5)),))}, r"structure must .* got \(4, 4"),
         ({"stages": 0}, "at least 1"),
+        ({"stages": 2.5}, "stages must be an int of at least 1, got 2.5"),
+        ({"stages": True}, "stages must be an int of at least 1, got True"),
+        ({"widths": 4}, "widths must be a sequence of ints .*got 4"),
+        ({"widths": (2.0, 4)}, r"widths must be a sequence of ints .*got \(2.0, 4\)"),
         ({"widths": (0,)}, "positive multiples"),
         ({"widths": (3,), "groups": 2}, "positive multiples of the 2 groups"),
         ({"widths": (1000,)}, "narrower"),
         ({"tolerance": 0.1, "groups": 3}, "groups must divide"),
+        ({"tolerance": 0.1, "groups": 2.0}, "groups must divide the 4 output channels, got 2.0"),
         ({"tolerance": 0.1, "stride": 0}, "stride"),
+        ({"tolerance": 0.1, "ridge": "much"}, "ridge must be a number >= 0, got 'much'"),
         ({"tolerance": 0.1, "ridge": -1.0}, "ridge"),
         ({"tolerance": 0.1, "solver": "magic"}, "solver"),
     ],
@@ -217,10 +228,29 @@ def test_wrong_arguments_are_named(arguments, match):
 
 
 @pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"structure": [3, 3]}, r"structure must be a convfactor\.Structure, got list; make one"),
+        ({"structure": "separable"}, r"structure must be a convfactor\.Structure, got str"),
+        (
+            {"stages": 2, "moments": noise(3, 3)},
+            r"moments must be a .*Moments, got Tensor; measure",
+        ),
+    ],
+)
+def test_arguments_of_another_type_are_named(arguments, match):
+    with pytest.raises(TypeError, match=match):
+        factorize(noise(4, 2, 5, 5), **arguments)
+
+
+@pytest.mark.parametrize(
     ("weight", "error", "match"),
     [
         (torch.full((1, 1, 5, 5), math.nan), ValueError, "finite"),
         (torch.ones(5, 5, dtype=torch.int64), TypeError, "floating point"),
+        (nn.Conv2d(1, 1, 5), TypeError, "weight must be .*got Conv2d; give conv.weight"),
+        (None, TypeError, "weight must be a tensor or an array, got NoneType"),
+        (np.full((5, 5), "a"), TypeError, "weight must be a tensor or an array, got <U1 array"),
         (torch.ones(5), ValueError, "shape"),
         (torch.ones(0, 1, 5, 5), ValueError, "shape"),
     ],
@@ -237,9 +267,9 @@ def test_moments_of_another_layer_are_refused():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("asked", [{"stages": 15}, {"tolerance": 1e-5}])
-def test_a_wide_gaussian_stays_one_chain_in_any_dtype(dtype, asked):
-    row = torch.exp(-(torch.linspace(-3, 3, 31, dtype=torch.float64) ** 2) / 2)
+@pytest.mark.parametrize(("taps", "asked"), [(31, {"stages": 15}), (13, {"tolerance": 1e-5})])
+def test_a_wide_gaussian_stays_one_chain_in_any_dtype(dtype, taps, asked):
+    row = torch.exp(-(torch.linspace(-3, 3, taps, dtype=torch.float64) ** 2) / 2)
     kernel = torch.outer(row, row).to(dtype)
     f = factorize(kernel, **asked)
     assert f.exact
@@ -267,3 +297,23 @@ def test_any_structure_can_be_asked_for():
     f = factorize(noise(4, 3, 7, 7), structure=dilated)
     assert f.structure == dilated
     assert 0 < f.error < 1
+
+
+def test_a_reversed_view_of_an_array_is_read():
+    kernel = noise(5, 5).numpy()
+    f = factorize(kernel[::-1], stages=2)
+    assert f.error == pytest.approx(factorize(kernel[::-1].copy(), stages=2).error)
+
+
+@pytest.mark.parametrize(("tolerance", "met"), [(0.99, True), (1e-9, False)])
+def test_a_tolerance_beside_a_structure_is_only_checked(tolerance, met):
+    f = factorize(noise(5, 5), tolerance, widths=(1,))
+    assert f.structure.widths == (1,)
+    assert f.met is met
+
+
+def test_a_factorization_reads_well():
+    f = factorize(noise(6, 6, 5, 5).float(), 0.999, widths=(4,))
+    text = f"Factorization(3x3 3x3 (4), float32, error {f.error:.2e}, 432 multiplies, met=True)"
+    assert repr(f) == text
+    assert repr(f.cascade) == "Cascade(3x3 3x3 (4), float32, 432 multiplies)"

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from convfactor.cascade import Cascade, StageShape, Structure
+from convfactor.factorization import factorize
 from convfactor.geometry import ConvGeometry
 from convfactor.layers import CascadeConv2d
 
@@ -486,3 +487,18 @@ def test_refuses_what_does_not_fit() -> None:
         CascadeConv2d(geometry, PLAIN, memory_format=torch.preserve_format)
     with pytest.raises(TypeError, match="ConvTranspose2d"):
         CascadeConv2d.from_conv(nn.ConvTranspose2d(4, 3, 5), PLAIN.random(0))
+
+
+@pytest.mark.parametrize("memory_format", [None, torch.contiguous_format, torch.channels_last])
+def test_a_whole_layer_can_be_saved(memory_format):
+    conv = nn.Conv2d(3, 4, 7, padding=3).to(memory_format=torch.channels_last)
+    f = factorize(conv.weight, widths=(2, 2))
+    layer = CascadeConv2d.from_conv(conv, f, memory_format)
+    file = io.BytesIO()
+    torch.save(layer, file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=False)
+    assert (loaded.memory_format, loaded.output_format) == (memory_format, torch.channels_last)
+    x = torch.rand(1, 3, 12, 12)
+    assert torch.equal(loaded(x), layer(x))
+    assert layer.memory_format == memory_format

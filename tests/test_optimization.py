@@ -1,8 +1,12 @@
 from __future__ import annotations
 
 import copy
+import math
+import warnings
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tiny import Functional, Untraceable, batches, conv, images
@@ -11,6 +15,8 @@ from torch import nn
 import convfactor
 from convfactor import CascadeConv2d, ToleranceError, cases, factorizer
 from convfactor.latency import Timing
+from convfactor.sites import ModelInputs
+from convfactor.verification import output_errors
 
 MACS = {"objective": "macs"}
 
@@ -264,9 +270,6 @@ def test_an_interrupted_run_goes_on(tmp_path, monkeypatch, solved, calibration):
 @pytest.mark.parametrize(
     "change",
     [
-        lambda model, arguments: arguments.update(tolerance=2e-3),
-        lambda model, arguments: arguments.update(seed=1),
-        lambda model, arguments: arguments.update(calibration=batches(4)),
         lambda model, arguments: model[0].weight.data.mul_(2),
         lambda model, arguments: arguments.update(select=lambda name, module: True),
     ],
@@ -284,6 +287,23 @@ def test_a_checkpoint_of_something_else_is_not_taken_over(tmp_path, solved, chan
     plan = convfactor.plan(model, images(), **arguments)
     assert solved or before.keys() < arguments.keys()
     assert plan.replacements
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"tolerance": 2e-3}, "settings"),
+        ({"seed": 1}, "settings"),
+        ({"calibration": batches(4)}, "calibration"),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_not_overwritten(tmp_path, change, what):
+    model = nn.Sequential(conv())
+    arguments = {"tolerance": 1e-3, "checkpoint": tmp_path, **MACS}
+    plan = convfactor.plan(model, images(), **arguments)
+    with pytest.raises(ValueError, match=rf"checkpoint .* other {what}.* another folder"):
+        convfactor.plan(model, images(), **{**arguments, **change})
+    assert str(convfactor.Plan.load(tmp_path)) == str(plan)
 
 
 def test_a_layer_left_out_before_is_solved_when_selected(tmp_path, solved):
@@ -307,29 +327,67 @@ def cached() -> nn.Module:
     return model
 
 
+def scripted(model: nn.Module) -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecated, and still about
+        return torch.jit.script(model)
+
+
+def traced(model: nn.Module) -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecated, and still about
+        return torch.jit.trace(model, images())
+
+
+EXPORTED = torch.export.export(conv(), (images(),)).module()
 COMPILED = torch.compile(conv(), backend="eager")
 BAD = [
-    ({"tolerance": 0}, ValueError, "tolerance must be a positive number, got 0"),
+    ({"tolerance": 0}, ValueError, "tolerance must be a positive number, .* got 0$"),
     ({"tolerance": -1.0}, ValueError, "tolerance must be a positive number"),
-    ({"tolerance": float("nan")}, ValueError, "tolerance must be a positive number, got nan"),
+    ({"tolerance": float("nan")}, ValueError, "tolerance must be a positive number, .* got nan"),
     ({"tolerance": float("inf")}, ValueError, "tolerance must be a positive number"),
     ({"min_speedup": 0.5}, ValueError, "min_speedup must be a number >= 1, got 0.5"),
+    ({"min_speedup": "2"}, ValueError, "min_speedup must be a number >= 1, got '2'"),
+    ({"min_speedup": True}, ValueError, "min_speedup must be a number >= 1, got True"),
+    ({"min_speedup": float("nan")}, ValueError, "min_speedup must be a number >= 1, got nan"),
+    ({"seed": "a"}, TypeError, "seed must be an int, got 'a'"),
+    ({"seed": 1.5}, TypeError, "seed must be an int, got 1.5"),
+    ({"seed": True}, TypeError, "seed must be an int, got True"),
+    ({"seed": 2**64}, ValueError, "seed must be an int of 64 bits, got 18446744073709551616"),
+    ({"select": "0"}, TypeError, r"select must be a function \(name, module\) -> bool, got str"),
+    ({"select": ["0"]}, TypeError, r"select must be a function .*, got list"),
+    ({"checkpoint": 3}, TypeError, "checkpoint must be the path of a folder, got int"),
+    ({"checkpoint": Path(__file__)}, ValueError, "checkpoint must be a folder, got the file '.*"),
+    ({"checkpoint": f"{__file__}/in"}, ValueError, "checkpoint must be a folder, got the file '.*"),
+    ({"min_kernel_size": "5"}, ValueError, "min_kernel_size must be an int >= 4 .*got '5'"),
     ({"min_kernel_size": 3}, ValueError, "min_kernel_size must be an int >= 4"),
     ({"objective": "size"}, ValueError, r"objective must be one of .*latency.*macs.* 'size'"),
     ({"structures": "pair"}, ValueError, r"structures must be one of .*'pair'"),
     ({"example_inputs": images(channels=3)}, ValueError, r"example_inputs .* \(1, 3, 12, 12\)"),
     ({"example_inputs": images().double()}, ValueError, r"example_inputs .*float64"),
-    ({"example_inputs": None}, ValueError, r"example_inputs .* on no tensors"),
+    ({"example_inputs": None}, TypeError, r"example_inputs must hold a tensor, .* got None$"),
+    ({"example_inputs": (1, 2, 12, 12)}, TypeError, r"rand\(1, 3, 24, 24\), got tuple of int$"),
+    ({"example_inputs": ()}, TypeError, r"example_inputs must hold a tensor, .* got tuple$"),
+    ({"example_inputs": images().numpy()}, TypeError, "got ndarray; use torch.from_numpy"),
+    ({"example_inputs": {"x": images().numpy()}}, TypeError, "dict of ndarray; use torch.from_num"),
     ({"example_inputs": {"picture": images()}}, ValueError, r"example_inputs .* TypeError"),
     ({"calibration": []}, ValueError, "calibration must hold at least one batch"),
     ({"calibration": iter([])}, ValueError, "calibration must hold at least one batch"),
     ({"calibration": images()}, TypeError, "calibration must be an iterable of batches"),
+    ({"calibration": "data.npz"}, TypeError, "got str; load the file and give a list of batches"),
+    ({"calibration": [(images(), 3)] * 2}, ValueError, "what the model takes, without labels, but"),
     ({"calibration": [images()]}, ValueError, "calibration must hold at least two samples"),
     ({"calibration": batches(channels=3)}, ValueError, r"calibration batch 0 .*\(2, 3, 12, 12\)"),
     ({"calibration": [images(), images() * torch.nan]}, ValueError, "batch 1 must be finite"),
     ({"model": "net"}, TypeError, r"model must be a torch.nn.Module, got str"),
     ({"model": broken()}, ValueError, r"finite weights, got Inf or NaN in 0.weight"),
     ({"model": cached()}, ValueError, r"model must be one that copy.deepcopy can copy"),
+    ({"model": scripted(conv())}, TypeError, "must not be scripted or traced by torch.jit: opt"),
+    ({"model": traced(conv())}, TypeError, "must not be scripted or traced"),
+    ({"model": nn.Sequential(scripted(conv()))}, TypeError, "must not be scripted or traced"),
+    ({"model": EXPORTED}, TypeError, "must not come from torch.export, .*, then export it"),
+    ({"model": nn.Sequential(EXPORTED)}, TypeError, "must not come from torch.export"),
+    ({"model": conv().to("meta")}, ValueError, "got tensors on the meta device: load the weights"),
     ({"model": COMPILED}, TypeError, "must not be compiled"),
     ({"model": nn.Sequential(COMPILED)}, TypeError, "must not be compiled"),
 ]  # fmt: skip
@@ -341,11 +399,88 @@ def test_bad_input_is_refused_before_any_work(call, bad, error, message, solved,
     model = nn.Sequential(conv())
     arguments = {"model": model, "example_inputs": images(), "tolerance": 1e-3, **MACS, **bad}
     before = snapshot(model)
-    with pytest.raises(error, match=message):
-        call(**arguments, checkpoint=tmp_path / "new")
+    with pytest.raises(error, match=message) as raised:
+        call(**{"checkpoint": tmp_path / "new", **arguments})
     assert not solved
     assert not (tmp_path / "new").exists()
+    assert "\n" not in str(raised.value)
     assert all(torch.equal(model.state_dict()[name], value) for name, value in before.items())
+
+
+def test_only_the_first_line_of_the_models_own_error_is_told():
+    class Wordy(nn.Module):
+        def forward(self, x):
+            raise RuntimeError("no such size\nand then\npages of it")
+
+    with pytest.raises(
+        ValueError, match=r"\(1, 2, 12, 12\) .*float32: RuntimeError: no such size$"
+    ):
+        convfactor.plan(Wordy(), images(), **MACS)
+
+
+def test_parts_that_hide_no_convolution_may_be_scripted_or_traced():
+    parts = scripted(nn.ReLU()), torch.fx.symbolic_trace(Functional())
+    chosen = convfactor.plan(nn.Sequential(conv(), *parts), images(), 1e-3, **MACS)
+    assert len(chosen.replacements) == 2
+
+
+class Outputs(nn.Module):
+    """Gives what it was made of, whatever it is called with."""
+
+    def __init__(self, *outputs: list[torch.Tensor]) -> None:
+        super().__init__()
+        self.outputs = outputs
+
+    def forward(self, index):
+        return tuple(output[int(index)] for output in self.outputs)
+
+
+def whole_errors(true: list[torch.Tensor], got: list[torch.Tensor]) -> tuple[float, ...]:
+    """Errors of one output over as many batches."""
+    calls = [ModelInputs((torch.tensor(i),), {}) for i in range(len(true))]
+    return output_errors(Outputs(true), Outputs(got), calls)
+
+
+@pytest.mark.parametrize(
+    ("shape", "channels"),
+    [
+        ((2, 3, 8, 9), True),
+        ((1, 3, 1, 4), True),
+        ((2, 3, 1, 1), False),
+        ((4, 3), False),
+        ((3, 8, 8), False),
+        ((), False),
+    ],
+)
+def test_the_error_of_the_whole_is_that_of_numpy(shape, channels):
+    generator = torch.Generator().manual_seed(0)
+    true, got = [], []
+    for offset in (0, 1, 5):
+        drawn = torch.randn(shape, generator=generator, dtype=torch.float64) + offset
+        true.append(drawn + 1e4 * torch.arange(3).reshape(3, 1, 1) if channels else drawn)
+        got.append(true[-1] + 0.1 * torch.randn(shape, generator=generator))
+    exact, other = (np.stack([t.numpy() for t in part]) for part in (true, got))
+    variance = exact.var((0, 1, 3, 4)).mean() if channels else exact.var()
+    expected = np.sqrt(((other - exact) ** 2).mean() / variance)
+    assert whole_errors(true, got) == pytest.approx((expected,), rel=1e-9)
+
+
+def test_batches_may_differ_in_size_and_channels():
+    shapes = [(2, 3, 8, 8), (1, 3, 6, 6), (1, 2, 8, 8), (0, 3, 8, 8)]
+    true = [images(seed, count=a, channels=b, size=c) for seed, (a, b, c, _) in enumerate(shapes)]
+    three = np.concatenate([t.double().numpy().swapaxes(0, 1).reshape(3, -1) for t in true[:2]], 1)
+    two = true[2][0].double().flatten(1).numpy()
+    variance = sum(((part - part.mean(1, keepdims=True)) ** 2).sum() for part in (three, two))
+    wrong = 0.01**2 * (three.size + two.size)
+    errors = whole_errors(true, [t.double() + 0.01 for t in true])
+    assert errors == pytest.approx((np.sqrt(wrong / variance),))
+
+
+def test_an_output_that_never_varies_has_no_scale_of_error():
+    flat = torch.tensor([0.1, 0.7]).reshape(1, 2, 1, 1).expand(2, 2, 5, 5)
+    assert whole_errors([flat, flat], [flat, flat]) == (0.0,)
+    assert whole_errors([flat, flat], [flat, flat + 1e-3]) == (math.inf,)
+    assert whole_errors([flat[:0]], [flat[:0]]) == (0.0,)
 
 
 def test_calibration_that_the_model_does_not_take_is_refused_before_any_work(solved):

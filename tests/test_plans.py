@@ -157,3 +157,23 @@ def test_weights_that_read_one_channel_are_brought_into_the_format_too():
     for module in (layer, channels_last(cascade)):
         output = module(torch.rand(1, 1, 9, 9))
         assert output.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(("path", "error"), [(3, TypeError), (nn.ReLU(), TypeError)])
+def test_a_path_must_be_a_path(path, error):
+    plan = convfactor.plan(nn.Sequential(conv()), images(), objective="macs")
+    with pytest.raises(error, match="path must be"):
+        plan.to_csv(path)
+
+
+def test_a_folder_is_no_file(tmp_path):
+    plan = convfactor.plan(nn.Sequential(conv()), images(), objective="macs")
+    with pytest.raises(ValueError, match="path must be a file, got the folder"):
+        plan.to_html(tmp_path)
+
+
+@pytest.mark.parametrize("model", [nn.Conv2d, {"weight": torch.ones(1)}])
+def test_plans_apply_to_modules_only(model):
+    plan = convfactor.plan(nn.Sequential(conv()), images(), objective="macs")
+    with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module"):
+        plan.apply(model)

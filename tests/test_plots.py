@@ -3,6 +3,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import pairwise
 
 import matplotlib
 import numpy as np
@@ -157,6 +158,23 @@ def test_the_error_scale_is_checked(bad):
         plots.plot_kernels(np.ones((5, 5)), chain(), error_scale=bad)
 
 
+@pytest.mark.parametrize("draw", [plots.plot_kernels, plots.plot_response])
+@pytest.mark.parametrize(
+    ("target", "cascade", "arguments", "message"),
+    [
+        (chain(), np.ones((5, 5)), {}, "cascade must be .*got ndarray; the target comes first"),
+        (np.ones((5, 5)), None, {}, "cascade must be a convfactor.Cascade or Factorization"),
+        (nn.Conv2d(1, 1, 5), chain(), {}, "target must be .*got Conv2d; .*such as conv.weight"),
+        (np.ones((5, 5)), chain(), {"channel": 3}, "channel must be two ints .*got 3; leave it"),
+        (np.ones((5, 5)), chain(), {"channel": (0,)}, r"channel must be two ints .*got \(0,\)"),
+        (np.ones((5, 5)), chain(), {"channel": (0.0, 0)}, "channel must be two ints"),
+    ],
+)
+def test_arguments_of_another_type_are_named(draw, target, cascade, arguments, message):
+    with pytest.raises(TypeError, match=message):
+        draw(target, cascade, **arguments)
+
+
 @pytest.fixture(scope="module")
 def factorizations():
     weight = noise(4, 4, 5, 5)
@@ -227,12 +245,48 @@ def test_an_exact_point_fits_on_the_logarithmic_axis(factorizations):
         ({"times": [1.0]}, "times must be one per factorization, got 1 for 3"),
         ({"chosen": 3}, "chosen must be an index into the 3 factorizations, got 3"),
         ({"chosen": -1}, "chosen must be an index"),
-        ({"tolerance": 0}, "tolerance must be a positive number, got 0"),
+        ({"chosen": 1.5}, "chosen must be an index into the 3 factorizations, got 1.5"),
+        ({"tolerance": 0}, "tolerance must be a positive number.* got 0"),
+        ({"tolerance": 5}, "tolerance must be .*a fraction below 1 .* got 5"),
     ],
 )
 def test_frontier_arguments_are_checked(factorizations, arguments, message):
     with pytest.raises(ValueError, match=message):
         plots.plot_frontier(factorizations, **arguments)
+
+
+@pytest.mark.parametrize("errors", [(0.1, 0.0521, 0.05), (0.05, 0.05, 0.05), (0.05,) * 12])
+def test_labels_of_near_points_do_not_overlap(factorizations, errors):
+    found = []
+    for i, error in enumerate(errors):
+        channels = [4] * (3 + i % 3)
+        shapes = [StageShape(a, b, 3) for a, b in pairwise(channels)]
+        cascade = Structure(tuple(shapes)).random()
+        found.append(replace(factorizations[0], cascade=cascade, error=error))
+    figure = drawn(plots.plot_frontier(found, chosen=0, tolerance=0.05, original=400))
+    (axis,) = figure.axes
+    boxes = [t.get_window_extent() for t in axis.texts if t.get_text()]
+    assert len(boxes) == len(errors)
+    for i, box in enumerate(boxes):
+        assert not box.count_overlaps(boxes[:i])
+        assert not any(
+            box.contains(*point)
+            for point in axis.transData.transform([(f.macs, f.error) for f in found])
+        )
+        assert axis.bbox.y0 <= box.y0 < box.y1 <= axis.bbox.y1
+
+
+@pytest.mark.parametrize(
+    ("one", "message"),
+    [
+        (lambda f: f, r"factorizations must be a sequence .*got Factorization; .*\[f\]"),
+        (lambda f: [f.cascade], "factorizations must hold .* only, got Cascade"),
+        (lambda f: None, "factorizations must be a sequence .*got NoneType"),
+    ],
+)
+def test_what_is_no_sequence_of_factorizations_is_named(factorizations, one, message):
+    with pytest.raises(TypeError, match=message):
+        plots.plot_frontier(one(factorizations[0]))
 
 
 def test_a_frontier_of_nothing_is_refused():
@@ -323,6 +377,14 @@ def test_without_a_clock_the_bars_are_multiplies(counted):
 def test_an_empty_plan_says_so(counted):
     empty = replace(counted, entries=(), replacements={}, whole=None)
     assert texts(drawn(plots.plot_plan(empty))) == [str(empty)]
+
+
+@pytest.mark.parametrize("wrong", [lambda plan: "plan", lambda plan: (nn.Identity(), plan)])
+def test_what_is_no_plan_is_named(counted, wrong):
+    given = wrong(counted)
+    message = rf"plan must be a convfactor.Plan, got {type(given).__name__}; .*\(model, plan\)"
+    with pytest.raises(TypeError, match=message):
+        plots.plot_plan(given)
 
 
 def test_long_names_keep_their_end(counted):

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Sequence
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from convfactor.geometry import Pair
 from convfactor.moments import Moments, MomentsCollector, patch_budget
@@ -18,6 +21,7 @@ from convfactor.sites import ModelInputs, Site, watch
 HELD_OUT_FRACTION = 0.25
 HELD_OUT_BYTES = 2 << 30
 MOMENTS_BYTES = 4 << 30
+NOT_BATCHES = (Tensor, np.ndarray, str, bytes, os.PathLike, Mapping)
 
 
 @dataclass(frozen=True)
@@ -65,21 +69,22 @@ def split(calibration: Iterable[Any], example: ModelInputs) -> Split:
             dimension and the image size.
 
     Raises:
-        TypeError: ``calibration`` is not an iterable of batches.
+        TypeError: ``calibration`` is not an iterable of batches, or a batch holds no tensor.
         ValueError: It is empty, holds one sample only, or a batch does not fit the example.
     """
-    if isinstance(calibration, Tensor) or not isinstance(calibration, Iterable):
+    if isinstance(calibration, NOT_BATCHES) or not isinstance(calibration, Iterable):
         raise TypeError(
             "calibration must be an iterable of batches, for instance a list of tensors, "
-            f"got {type(calibration).__name__}; put a single batch in a list"
+            f"got {_described(calibration)}{_way_out(calibration)}"
         )
-    batches = [ModelInputs.read(value) for value in calibration]
+    batches = []
+    for i, value in enumerate(calibration):
+        batches.append(read_inputs(f"calibration batch {i}", value))
+        _check(i, batches[-1], example)
     if not batches:
         raise ValueError(
             "calibration must hold at least one batch, got none; leave it out for white noise"
         )
-    for i, batch in enumerate(batches):
-        _check(i, batch, example)
     if len(batches) == 1:
         batches = _samples(batches[0])
     held = max(1, round(HELD_OUT_FRACTION * len(batches)))
@@ -89,6 +94,27 @@ def split(calibration: Iterable[Any], example: ModelInputs) -> Split:
         tuple(b for i, b in enumerate(batches) if i not in chosen),
         tuple(b for i, b in enumerate(batches) if i in chosen),
     )
+
+
+def read_inputs(argument: str, value: Any) -> ModelInputs:
+    """Read what a model is to be called with, which must hold a tensor.
+
+    Args:
+        argument: What the user calls it.
+        value: A tensor, a tuple or list of arguments, or a mapping of keyword arguments.
+
+    Raises:
+        TypeError: There is no tensor in it.
+    """
+    inputs = ModelInputs.read(value)
+    if not inputs.tensors:
+        leaves = tree_leaves((inputs.args, dict(inputs.kwargs)))
+        arrays = any(isinstance(leaf, np.ndarray) for leaf in leaves)
+        raise TypeError(
+            f"{argument} must hold a tensor, such as torch.rand(1, 3, 24, 24), "
+            f"got {_described(value)}" + ("; use torch.from_numpy" if arrays else "")
+        )
+    return inputs
 
 
 def collect(
@@ -184,6 +210,26 @@ def _parts(sites: Sequence[Site], margins: Sequence[Pair]) -> list[list[tuple[Si
     return parts
 
 
+def _described(value: Any) -> str:
+    """Name the type of a value, and of what it holds."""
+    name = type(value).__name__
+    held = value.values() if isinstance(value, Mapping) else value
+    if not isinstance(value, (Mapping, tuple, list)) or not held:
+        return "None" if value is None else name
+    return f"{name} of {' and '.join(sorted({type(leaf).__name__ for leaf in held}))}"
+
+
+def _way_out(calibration: Any) -> str:
+    """Say how to make batches of what is none."""
+    if isinstance(calibration, (str, bytes, os.PathLike)):
+        return "; load the file and give a list of batches"
+    if isinstance(calibration, np.ndarray):
+        return "; use torch.from_numpy and put a single batch in a list"
+    if callable(calibration):
+        return "; call it and give what it returns"
+    return "; put a single batch in a list"
+
+
 def _check(index: int, batch: ModelInputs, example: ModelInputs) -> None:
     """Refuse a batch that does not look like the example inputs."""
     mine, wanted = batch.tensors, example.tensors
@@ -193,14 +239,22 @@ def _check(index: int, batch: ModelInputs, example: ModelInputs) -> None:
         for a, b in zip(mine, wanted, strict=True)
     )
     if not fits:
+        dtypes = [str(t.dtype) for t in mine], [str(t.dtype) for t in wanted]
+        way_out = ""
+        if len(mine) > len(wanted):
+            way_out = "; give only what the model takes and drop the labels"
+        elif len(mine) == len(wanted) and dtypes[0] != dtypes[1]:
+            way_out = "; convert it to the dtype of the example inputs"
         raise ValueError(
             f"calibration batch {index} must look like the example inputs (shapes {shapes[1]}, "
-            f"dtypes {[str(t.dtype) for t in wanted]}; first and image sizes may differ), got "
-            f"shapes {shapes[0]}, dtypes {[str(t.dtype) for t in mine]}"
+            f"dtypes {dtypes[1]}; first and image sizes may differ), got "
+            f"shapes {shapes[0]}, dtypes {dtypes[0]}{way_out}"
         )
     for t in mine:
         if t.is_floating_point() and not bool(torch.isfinite(t).all()):
-            raise ValueError(f"calibration batch {index} must be finite, got Inf or NaN in it")
+            raise ValueError(
+                f"calibration batch {index} must be finite, got Inf or NaN in it; leave it out"
+            )
 
 
 def _samples(batch: ModelInputs) -> list[ModelInputs]:
@@ -209,8 +263,8 @@ def _samples(batch: ModelInputs) -> list[ModelInputs]:
     count = sizes.pop() if len(sizes) == 1 else 0
     if count < 2:
         raise ValueError(
-            "calibration must hold at least two samples, got one: a part of them is kept to "
-            "verify the error on data that the fit did not see"
+            "calibration must hold at least two samples, got one; give more, as a part of them is "
+            "kept to verify the error on data that the fit did not see"
         )
 
     return [

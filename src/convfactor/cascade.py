@@ -9,12 +9,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from convfactor.geometry import Pair
+from convfactor.geometry import Pair, pair
 
 
 @dataclass(frozen=True)
 class StageShape:
     """One convolution of a cascade without its weight.
+
+    One int for ``kernel_size``, ``stride`` or ``dilation`` stands for both sides.
 
     Attributes:
         in_channels: Channels read.
@@ -31,6 +33,11 @@ class StageShape:
     stride: Pair = (1, 1)
     dilation: Pair = (1, 1)
     groups: int = 1
+
+    def __post_init__(self) -> None:
+        """Read one int as the same for both sides."""
+        for name in ("kernel_size", "stride", "dilation"):
+            object.__setattr__(self, name, pair(getattr(self, name), name))
 
     @property
     def weight_shape(self) -> tuple[int, int, int, int]:
@@ -203,6 +210,11 @@ class Cascade:
     def __post_init__(self) -> None:
         """Check that the stages fit together."""
         _ = self.structure
+
+    def __repr__(self) -> str:
+        """Name the structure, the dtype and the cost, without the weights."""
+        dtype = str(self.stages[0].weight.dtype).removeprefix("torch.")
+        return f"Cascade({self.structure}, {dtype}, {self.structure.macs} multiplies)"
 
     @property
     def structure(self) -> Structure:

@@ -111,9 +111,10 @@ class Case:
             if not missed:
                 return entry_for(site, "kept", self._too_slow(), self.cheapest), None
             nearest = min(missed, key=lambda trial: trial.error)
+            cheap = "fast" if settings.objective == "latency" else "cheap"
             reason = (
-                f"tolerance: {nearest.cascade.structure}, the closest of those fast enough, has an "
-                f"error of {nearest.error:.2%}"
+                f"tolerance: {nearest.cascade.structure}, the closest of those {cheap} enough, has "
+                f"an error of {nearest.error:.2%}"
             )
             pixels = nearest.cascade.structure.dilated(self.kernel.dilation)
             entry = entry_for(site, "kept", reason, (pixels, self.pricing.quick(pixels)))
@@ -135,8 +136,11 @@ class Case:
         """Write down a replacement."""
         factorization = trial.factorization
         cascade = factorization.cascade.dilated(self.kernel.dilation)
+        reason = faster(price)
+        if self.site.kind == "functional":
+            reason += "; the module that calls it becomes a GraphModule in evaluation mode"
         entry = replace(
-            entry_for(self.site, "replaced", faster(price), (cascade.structure, price)),
+            entry_for(self.site, "replaced", reason, (cascade.structure, price)),
             structure=cascade.structure,
             memory_format=price.memory_format,
             error=trial.error,

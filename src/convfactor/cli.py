@@ -69,7 +69,11 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--tolerance", type=float, default=0.05)
     demo.set_defaults(run=_demo)
 
-    optimize = commands.add_parser("optimize", help="optimize a model of your own")
+    optimize = commands.add_parser(
+        "optimize",
+        help="optimize a model of your own",
+        epilog="A run that was interrupted goes on when the same command is given again.",
+    )
     optimize.add_argument("model", metavar="MODULE:FACTORY", help="function that makes the model")
     optimize.add_argument("--weights", type=Path, metavar="FILE", help=".safetensors, .pt or .pth")
     optimize.add_argument(
@@ -99,6 +103,10 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("folder", type=Path, metavar="FOLDER")
     for name, what in REPORTS.items():
         show.add_argument(f"--{name}", type=Path, metavar="FILE", help=f"write {what} as well")
+    show.add_argument(
+        "--model", metavar="MODULE:FACTORY", help="the original, for its kernels on the page"
+    )
+    show.add_argument("--weights", type=Path, metavar="FILE", help="the original's weights")
     show.set_defaults(run=_show)
     return parser
 
@@ -119,6 +127,8 @@ def _optimize(options: argparse.Namespace) -> None:
     generator = torch.Generator().manual_seed(options.seed)
     inputs = tuple(torch.rand(s, generator=generator).to(device, dtype) for s in options.input)
     output: Path = options.output
+    if output.is_file():
+        raise ValueError(f"--output must be a folder, {output} is a file")
     output.mkdir(parents=True, exist_ok=True)
     fast, plan = convfactor.optimize(
         model,
@@ -155,10 +165,12 @@ def _show(options: argparse.Namespace) -> None:
     """Print a saved plan, and write it in other forms."""
     plan = Plan.load(options.folder)
     print(plan)
+    model = None if options.model is None else _model(options.model, options.weights)
     for name in REPORTS:
         path: Path | None = getattr(options, name)
         if path is not None:
-            getattr(plan, f"to_{name}")(path)
+            extra = {"model": model} if name == "html" else {}
+            getattr(plan, f"to_{name}")(path, **extra)
             _say(f"wrote {path}")
 
 
@@ -221,7 +233,8 @@ def _model(text: str, weights: Path | None) -> nn.Module:
         if weights.suffix == ".safetensors":
             load_model(model, weights)  # knows of tied weights, which the file holds once
         else:
-            model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+            state = torch.load(weights, map_location="cpu", weights_only=True)
+            model.load_state_dict(state.get("state_dict", state))  # as training frameworks nest it
     except Exception as error:  # readers of damaged files raise all kinds
         raise ValueError(
             f"--weights {weights} can't be read, or does not fit {text}: {_words(error)}"

@@ -6,9 +6,10 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -46,10 +47,12 @@ def factorize(
 ) -> Factorization:
     """Factorize a convolution kernel into a cascade of 3x3 stages.
 
-    Give one of four: ``tolerance`` for the cheapest cascade that meets it, ``stages`` for the best
-    one with that many stages at no more multiplies than the original, ``widths`` for the best one
-    with those hidden channel counts (one stage more than widths), or ``structure`` for stages of
-    any size and dilation, such as the separable pair Kx1, 1xK.
+    Give ``tolerance`` for the cheapest cascade that meets it; or say what the cascade is, by one of
+    three: ``stages`` for the best one with that many stages at no more multiplies than the
+    original, ``widths`` for the best one with those hidden channel counts (one stage more than
+    widths), or ``structure`` for stages of any size and dilation, such as the separable pair Kx1,
+    1xK. A tolerance beside one of these is only checked: ``met`` of the result says whether the
+    error is within it.
 
     Separable kernels split exactly. Single channels and depthwise kernels are solved by batched
     Levenberg-Marquardt, others by a second-order method over all stages from a lifted SVD. The
@@ -57,7 +60,7 @@ def factorize(
 
     Args:
         weight: Floating point, (kH, kW) or (C_out, C_in/groups, kH, kW) as torch stores it.
-        tolerance: Largest relative error allowed, > 0.
+        tolerance: Largest relative error allowed, a fraction above 0 and below 1.
         stages: Number of stages.
         widths: Hidden channel counts, totals over the groups.
         structure: Stages and where they lie, in taps of the kernel.
@@ -74,7 +77,7 @@ def factorize(
         progress: Show progress on stderr; None does so on a terminal.
 
     Raises:
-        TypeError: ``weight`` is not floating point.
+        TypeError: ``weight`` is not floating point, or an argument is of another type.
         ValueError: An argument is out of range, or they do not fit together.
         ToleranceError: ``strict``, and nothing cheaper than the original meets the tolerance.
 
@@ -96,6 +99,7 @@ def factorize(
 
         factorizer = Factorizer(array, kernel, moments, preserve_dc, ridge, seed, report)
         result = _solve(factorizer, tolerance, stages, widths, structure, solver)
+        display.update(task, completed=100)
     if strict and result.met is False:
         raise ToleranceError(result.message)
     return replace(result, cascade=result.cascade.dilated(kernel.dilation))
@@ -235,6 +239,11 @@ def _needed(factorizer: Factorizer, tolerance: float, best: Factorization) -> st
 
 def _check_structure(structure: Structure, kernel: ConvGeometry, solver: str) -> None:
     """Refuse a structure that can't stand in for a kernel."""
+    if not isinstance(structure, Structure):
+        raise TypeError(
+            f"structure must be a convfactor.Structure, got {_type(structure)}; make one of "
+            "stages, as in Structure((StageShape(1, 1, (5, 1)), StageShape(1, 1, (1, 5))))"
+        )
     first, last = structure.stages[0], structure.stages[-1]
     wanted = (kernel.in_channels, kernel.out_channels, kernel.groups, kernel.stride)
     found = (first.in_channels, last.out_channels, structure.groups, structure.stride)
@@ -254,7 +263,15 @@ def _size(kernel: ConvGeometry) -> str:
 
 def _read_weight(weight: Tensor | NDArray[Any]) -> Tensor:
     """Bring a weight to four dimensions."""
-    array = torch.as_tensor(weight).detach()
+    try:
+        # torch reads no reversed views of NumPy's
+        given = np.ascontiguousarray(weight) if isinstance(weight, np.ndarray) else weight
+        array = torch.as_tensor(given).detach()
+    except (TypeError, ValueError, RuntimeError) as error:
+        found = f"{weight.dtype} array" if isinstance(weight, np.ndarray) else _type(weight)
+        raise TypeError(
+            f"weight must be a tensor or an array, got {found}; give conv.weight"
+        ) from error
     if not array.is_floating_point():
         raise TypeError(
             f"weight must be floating point, got {array.dtype}; convert it, for instance to float32"
@@ -275,19 +292,35 @@ def _read_kernel(
     weight: Tensor, groups: int, stride: int | Pair, dilation: int | Pair
 ) -> ConvGeometry:
     """Read the integers of the kernel."""
-    if groups < 1 or len(weight) % groups:
-        raise ValueError(f"groups must divide the {len(weight)} output channels, got {groups}")
+    if not _is_count(groups) or len(weight) % groups:
+        raise ValueError(
+            f"groups must divide the {len(weight)} output channels, got {groups!r}; "
+            "give the groups of the convolution"
+        )
     return ConvGeometry.from_weight(weight, stride=stride, dilation=dilation, groups=groups)
 
 
 def check_tolerance(tolerance: float) -> None:
-    """Refuse a tolerance that is not a positive number.
+    """Refuse a tolerance that is not a number above 0 and below 1.
 
     Raises:
         ValueError: It is not.
     """
-    if not (isinstance(tolerance, Real) and tolerance > 0 and math.isfinite(tolerance)):
-        raise ValueError(f"tolerance must be a positive number, got {tolerance!r}")
+    if not (isinstance(tolerance, Real) and not isinstance(tolerance, bool) and 0 < tolerance < 1):
+        raise ValueError(
+            "tolerance must be a positive number, a fraction below 1 (0.05 is 5 %), "
+            f"got {tolerance!r}"
+        )
+
+
+def _is_count(value: object) -> bool:
+    """Whether a value is an int of at least 1, Python's or NumPy's."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
+
+
+def _type(value: object) -> str:
+    """Name a value's type."""
+    return type(value).__name__
 
 
 def _check(
@@ -311,17 +344,26 @@ def _check(
         raise ValueError("give a tolerance, the number of stages, the widths, or a structure")
     if structure is not None:
         _check_structure(structure, kernel, solver)
-    if stages is not None and stages < 1:
-        raise ValueError(f"stages must be at least 1, got {stages}")
-    if widths is not None and any(w < 1 or w % kernel.groups for w in widths):
+    if stages is not None and not _is_count(stages):
+        raise ValueError(f"stages must be an int of at least 1, got {stages!r}")
+    if widths is not None and not (
+        isinstance(widths, Sequence)
+        and all(_is_count(w) and w % kernel.groups == 0 for w in widths)
+    ):
         raise ValueError(
-            f"widths must be positive multiples of the {kernel.groups} groups, got {tuple(widths)}"
+            "widths must be a sequence of ints such as (4, 8), all positive multiples of the "
+            f"{kernel.groups} groups, got {widths!r}"
         )
-    if not (ridge >= 0 and math.isfinite(ridge)):
+    if not (isinstance(ridge, Real) and ridge >= 0 and math.isfinite(ridge)):
         raise ValueError(f"ridge must be a number >= 0, got {ridge!r}")
     if solver not in ("auto", "alternating"):
         raise ValueError(f"solver must be 'auto' or 'alternating', got {solver!r}")
     if moments is not None:
+        if not isinstance(moments, Moments):
+            raise TypeError(
+                f"moments must be a convfactor.Moments, got {_type(moments)}; measure them with "
+                "Moments.from_inputs(conv, inputs)"
+            )
         in_per_group = kernel.in_channels // kernel.groups
         size = in_per_group * math.prod(moments.window)
         if moments.kernel_size != kernel.kernel_size or moments.mean.shape != (kernel.groups, size):

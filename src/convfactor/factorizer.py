@@ -45,6 +45,14 @@ class Factorization:
     met: bool | None = None
     message: str = ""
 
+    def __repr__(self) -> str:
+        """Name the structure, the dtype, the error and the cost, without the weights."""
+        dtype = str(self.kernels[0].dtype).removeprefix("torch.")
+        return (
+            f"Factorization({self.structure}, {dtype}, error {self.error:.2e}, "
+            f"{self.macs} multiplies, met={self.met})"
+        )
+
     @property
     def stages(self) -> tuple[Stage, ...]:
         """The stages, first applied first."""

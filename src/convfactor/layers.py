@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from convfactor.cascade import Cascade, Structure
 from convfactor.geometry import ConvGeometry
+
+_FORMATS = ("memory_format", "output_format")
 
 
 class Factorized(Protocol):
@@ -65,7 +67,7 @@ class CascadeConv2d(nn.Module):
         """Build the stages with torch's random start values."""
         super().__init__()
         _check(geometry, structure)
-        for name, value in (("memory_format", memory_format), ("output_format", output_format)):
+        for name, value in zip(_FORMATS, (memory_format, output_format), strict=True):
             if value not in (None, torch.contiguous_format, torch.channels_last):
                 raise ValueError(
                     f"{name} must be None, torch.contiguous_format or torch.channels_last, "
@@ -217,6 +219,18 @@ class CascadeConv2d(nn.Module):
         if self.memory_format is not None:
             x = _to_original(x, input, self.output_format)
         return x
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Name the formats, which torch.save can't write otherwise."""
+        state = self.__dict__.copy()
+        for name in _FORMATS:
+            state[name] = None if state[name] is None else str(state[name]).removeprefix("torch.")
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Look the formats up by their names."""
+        found = {name: state[name] and getattr(torch, state[name]) for name in _FORMATS}
+        super().__setstate__({**state, **found})  # type: ignore[no-untyped-call]
 
     def extra_repr(self) -> str:
         """Tell the original's geometry, as ``nn.Conv2d`` does, and the cascade."""

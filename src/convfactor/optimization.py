@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import copy
 import functools
-import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,18 +14,19 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_structure
 
 from convfactor import calibration as calibration_data
+from convfactor.arguments import check_model, check_settings
 from convfactor.calibration import Split
 from convfactor.errors import ToleranceError
-from convfactor.factorization import check_tolerance
 from convfactor.latency import compare
 from convfactor.planner import make_plan
 from convfactor.plans import Plan, Settings, WholeModel, channels_last
 from convfactor.pricing import MemoryFormat
 from convfactor.progress import reporting
 from convfactor.sites import ModelInputs, Select
+from convfactor.verification import output_errors
 
 WHOLE_SECONDS = 3.0
 
@@ -48,6 +48,9 @@ def plan(
     checkpoint: str | os.PathLike[str] | None = None,
 ) -> Plan:
     """Decide for every large-kernel convolution of a model, and change nothing.
+
+    When the plan is applied, a module whose own forward calls ``F.conv2d`` becomes a ``torch.fx``
+    GraphModule in evaluation mode; all others keep their class.
 
     Args:
         model: A trained model that runs on ``example_inputs``; it is analysed as a copy in
@@ -71,13 +74,15 @@ def plan(
 
     Raises:
         ValueError: An argument is out of range, the model does not run on the example inputs, its
-            weights are not finite, or the calibration does not fit.
-        TypeError: ``model`` is not a module, or ``calibration`` is not an iterable of batches.
+            weights are not finite or not loaded, or the calibration does not fit.
+        TypeError: ``model`` is not a module whose layers can be seen, ``example_inputs`` holds no
+            tensor, ``calibration`` is not an iterable of batches, ``select`` is not a function, or
+            ``checkpoint`` is not a path.
         ToleranceError: ``strict``, and a layer misses the tolerance.
     """
     settings = Settings(tolerance, objective, min_speedup, structures, min_kernel_size, seed)
-    job = _Job.read(model, example_inputs, calibration, settings)
-    return job.plan(select, strict, progress, checkpoint)
+    job = _Job.read(model, example_inputs, calibration, settings, select, checkpoint)
+    return job.plan(strict, progress)
 
 
 def optimize(
@@ -100,7 +105,8 @@ def optimize(
 
     The model is planned (see ``plan`` for the arguments and errors), a copy is rewritten, and the
     copy is compared with the original on held-out inputs; replacements that do not make the whole
-    faster are undone. The plan says what was done and why.
+    faster are undone. The plan says what was done and why. A module whose own forward calls
+    ``F.conv2d`` becomes a ``torch.fx`` GraphModule in evaluation mode; all others keep their class.
 
     Returns:
         The faster model and the plan; where nothing is gained, an unchanged copy and the reasons.
@@ -113,8 +119,8 @@ def optimize(
         no convolution with a kernel of 5 or more taps on a side; the model is unchanged
     """
     settings = Settings(tolerance, objective, min_speedup, structures, min_kernel_size, seed)
-    job = _Job.read(model, example_inputs, calibration, settings)
-    chosen = job.plan(select, strict, progress, checkpoint)
+    job = _Job.read(model, example_inputs, calibration, settings, select, checkpoint)
+    chosen = job.plan(strict, progress)
     with reporting(progress) as display, _deterministic(seed):
         display.add_task("comparing the whole model", total=None, detail="")
         chosen = job.compare(chosen)
@@ -130,20 +136,23 @@ class _Job:
     inputs: ModelInputs
     batches: Split | None
     settings: Settings
+    select: Select | None
+    checkpoint: Path | None
 
     @classmethod
     def read(
-        cls, model: nn.Module, example_inputs: Any, calibration: Any, settings: Settings
+        cls,
+        model: nn.Module,
+        example_inputs: Any,
+        calibration: Any,
+        settings: Settings,
+        select: Select | None,
+        checkpoint: str | os.PathLike[str] | None,
     ) -> _Job:
         """Check everything before any long work."""
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-        if any(hasattr(module, "_orig_mod") for module in model.modules()):
-            raise TypeError(
-                "model must not be compiled yet; optimize it first, then torch.compile the result"
-            )
-        _check_settings(settings)
-        inputs = ModelInputs.read(example_inputs)
+        check_model(model)
+        check_settings(settings, select, checkpoint)
+        inputs = calibration_data.read_inputs("example_inputs", example_inputs)
         batches = None
         if calibration is not None:
             batches = calibration_data.split(calibration, inputs)
@@ -151,34 +160,36 @@ class _Job:
             worker = copy.deepcopy(model).eval()
         except Exception as error:
             raise ValueError(
-                f"model must be one that copy.deepcopy can copy, but that raised "
-                f"{type(error).__name__}: {error}"
+                f"model must be one that copy.deepcopy can copy, but that raised {_told(error)}"
             ) from error
         with _deterministic(settings.seed):
             # A trial would give lazy layers their weights.
             trial = copy.deepcopy(worker) if any(map(is_lazy, worker.parameters())) else worker
-            _try(trial, inputs, "example_inputs")
-            tried = {_shapes(inputs)}
+            _try(trial, inputs, "example_inputs must be what the model takes")
+            tried = {_form(inputs)}
             for batch in (*batches.fit, *batches.held_out) if batches else ():
-                if _shapes(batch) not in tried:
-                    _try(trial, batch, "calibration batches")
-                    tried.add(_shapes(batch))
-        return cls(model, worker, inputs, batches, settings)
-
-    def plan(
-        self,
-        select: Select | None,
-        strict: bool,
-        progress: bool | None,
-        checkpoint: str | os.PathLike[str] | None,
-    ) -> Plan:
-        """Make the plan."""
+                if _form(batch) not in tried:
+                    _try(
+                        trial,
+                        batch,
+                        "calibration batches must be what the model takes, without labels",
+                    )
+                    tried.add(_form(batch))
         folder = None if checkpoint is None else Path(checkpoint)
-        if select is not None:
-            select = self._on_original(select)
+        return cls(model, worker, inputs, batches, settings, select, folder)
+
+    def plan(self, strict: bool, progress: bool | None) -> Plan:
+        """Make the plan."""
+        select = None if self.select is None else self._on_original(self.select)
         with reporting(progress) as display, _deterministic(self.settings.seed):
             result = make_plan(
-                self.model, self.inputs, self.batches, self.settings, select, display, folder
+                self.model,
+                self.inputs,
+                self.batches,
+                self.settings,
+                select,
+                display,
+                self.checkpoint,
             )
             result = self._runnable(result)
         missed = [entry for entry in result.entries if entry.missed]
@@ -205,7 +216,7 @@ class _Job:
             )
             error = _failure(alone.apply(self.model), self.inputs)
             if error is not None:
-                chosen = chosen.without(i, f"undone: with it the model raises {error!r}")
+                chosen = chosen.without(i, f"undone: with it the model raises {_told(error)}")
         return chosen
 
     def compare(self, chosen: Plan) -> Plan:
@@ -228,7 +239,7 @@ class _Job:
     def _measure(self, fast: nn.Module) -> WholeModel:
         """Errors and times of a rewritten model."""
         held_out = (self.inputs,) if self.batches is None else self.batches.held_out
-        errors = _output_errors(self.model, fast, held_out)
+        errors = output_errors(self.model, fast, held_out)
         if self.settings.objective == "macs":
             return WholeModel(errors, None, None, "as given")
         formats: tuple[MemoryFormat, ...] = ("as given", "channels_last")
@@ -245,25 +256,10 @@ class _Job:
         return WholeModel(errors, before, after, name)
 
 
-def _check_settings(settings: Settings) -> None:
-    """Refuse settings that are out of range."""
-    check_tolerance(settings.tolerance)
-    if not (settings.min_speedup >= 1 and math.isfinite(settings.min_speedup)):
-        raise ValueError(f"min_speedup must be a number >= 1, got {settings.min_speedup!r}")
-    if not isinstance(settings.min_kernel_size, int) or settings.min_kernel_size < 4:
-        raise ValueError(
-            f"min_kernel_size must be an int >= 4 (3x3 is what kernels are factorized into), "
-            f"got {settings.min_kernel_size!r}"
-        )
-    for name, allowed in (("objective", ("latency", "macs")), ("structures", ("auto", "cascade"))):
-        value = getattr(settings, name)
-        if value not in allowed:
-            raise ValueError(f"{name} must be one of {allowed}, got {value!r}")
-
-
-def _shapes(inputs: ModelInputs) -> tuple[torch.Size, ...]:
-    """Shapes of the tensors of a call."""
-    return tuple(tensor.shape for tensor in inputs.tensors)
+def _form(inputs: ModelInputs) -> tuple[object, ...]:
+    """What tells calls apart before they are tried: the arguments, and the tensors' shapes."""
+    arguments = str(tree_structure((inputs.args, dict(inputs.kwargs))))
+    return (arguments, *(tensor.shape for tensor in inputs.tensors))
 
 
 def _failure(model: nn.Module, inputs: ModelInputs) -> Exception | None:
@@ -275,15 +271,18 @@ def _failure(model: nn.Module, inputs: ModelInputs) -> Exception | None:
     return None
 
 
-def _try(model: nn.Module, inputs: ModelInputs, argument: str) -> None:
+def _told(error: Exception) -> str:
+    """Type and first line of an error; torch's may go on for pages."""
+    lines = str(error).strip().splitlines()
+    return ": ".join([type(error).__name__, *lines[:1]])
+
+
+def _try(model: nn.Module, inputs: ModelInputs, wanted: str) -> None:
     """Run a model once, so that what does not fit is refused before any long work."""
     error = _failure(model, inputs)
     if error is not None:
         shapes = ", ".join(f"{tuple(t.shape)} {t.dtype}" for t in inputs.tensors)
-        raise ValueError(
-            f"{argument} must be what the model takes, but it raised "
-            f"{type(error).__name__} on {shapes or 'no tensors'}: {error}"
-        ) from error
+        raise ValueError(f"{wanted}, but it raised on {shapes}: {_told(error)}") from error
 
 
 @contextmanager
@@ -315,37 +314,3 @@ def _in_format(
 
     first, second = (channels_last(copy.deepcopy(model)) for model in models)
     return first, second, inputs.map(convert)
-
-
-def _output_errors(
-    original: nn.Module, fast: nn.Module, batches: Sequence[ModelInputs]
-) -> tuple[float, ...]:
-    """Relative error of every floating-point output, pooled over batches."""
-    sums: list[list[float]] = []
-    for batch in batches:
-        outputs = []
-        for model in (original, fast):
-            torch.manual_seed(0)  # what a model draws at random is no difference
-            outputs.append(_floats(batch.run(model)))
-        for i, (true, got) in enumerate(zip(*outputs, strict=True)):
-            if i == len(sums):
-                sums.append([0.0, 0.0, 0.0, 0.0])
-            exact = true.to(torch.float64)
-            wrong = (got.to(torch.float64) - exact).square().sum()
-            parts = (exact.numel(), exact.sum(), exact.square().sum(), wrong)
-            sums[i] = [total + float(part) for total, part in zip(sums[i], parts, strict=True)]
-    return tuple(_relative(*total) for total in sums)
-
-
-def _floats(output: Any) -> list[Tensor]:
-    """Floating-point tensors of an output."""
-    leaves = tree_leaves(output)
-    return [x for x in leaves if isinstance(x, Tensor) and x.is_floating_point()]
-
-
-def _relative(count: float, total: float, squares: float, wrong: float) -> float:
-    """Root mean square error over the standard deviation."""
-    variance = max(squares - total**2 / count, 0.0) if count else 0.0
-    if variance == 0:
-        return 0.0 if wrong == 0 else math.inf
-    return math.sqrt(wrong / variance)

@@ -155,16 +155,26 @@ def _check_weights(sites: Sequence[Site]) -> None:
 
 
 def _earlier(checkpoint: Path | None, plan: Plan) -> Plan | None:
-    """The plan of an interrupted run that asked the same of the same data."""
+    """The plan of an interrupted run that asked the same of the same data.
+
+    Raises:
+        ValueError: The folder holds the plan of another run, which must not be lost.
+    """
     if checkpoint is None or not os.path.exists(checkpoint / PLAN_FILE):
         return None
     earlier = Plan.load(checkpoint)
-    same = (
-        earlier.settings == plan.settings
-        and earlier.environment == plan.environment
-        and earlier.metric == plan.metric
-    )
-    return earlier if same else None
+    others = {
+        "settings": earlier.settings != plan.settings,
+        "calibration data": earlier.metric != plan.metric,
+        "machine": earlier.environment != plan.environment,
+    }
+    changed = [name for name, differs in others.items() if differs]
+    if changed:
+        raise ValueError(
+            f"checkpoint {str(checkpoint)!r} holds the decisions of a run with other "
+            f"{' and '.join(changed)}; give another folder, or remove this one"
+        )
+    return earlier
 
 
 def _recall(earlier: Plan | None, site: Site) -> tuple[Entry, Replacement | None] | None:

@@ -199,8 +199,11 @@ class Plan:
             model: The model that was planned, or one with the same layers and weights.
 
         Raises:
+            TypeError: ``model`` is not a module.
             PlanMismatchError: A layer is missing, or its weight is not the planned one.
         """
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model must be a torch.nn.Module, got {_kind(model)}")
         fast = rewrite.apply(copy.deepcopy(model), self)
         if self.whole is not None and self.whole.memory_format == "channels_last":
             fast = channels_last(fast)
@@ -338,10 +341,19 @@ def _kernel(model: nn.Module, entry: Entry) -> Tensor:
     raise PlanMismatchError(f"layer {entry.name}: the model has none of {', '.join(names)}")
 
 
+def _kind(value: object) -> str:
+    """What came instead."""
+    return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+
+
 def _written(text: str, path: str | os.PathLike[str] | None) -> str:
     """Write a text to a file, which is replaced at once, where there is one to write."""
     if path is not None:
+        if not isinstance(path, (str, os.PathLike)):
+            raise TypeError(f"path must be the name of a file, got {_kind(path)}")
         target = Path(path)
+        if target.is_dir():
+            raise ValueError(f"path must be a file, got the folder {target}")
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
             fresh = Path(scratch) / target.name

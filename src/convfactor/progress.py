@@ -26,6 +26,6 @@ def reporting(show: bool | None) -> Iterator[Progress]:
         TextColumn("{task.fields[detail]}", markup=False),
         console=console,
         disable=hidden,
-        transient=True,
+        transient=console.is_terminal,  # elsewhere, as in a log, the last state is all there is
     ) as progress:
         yield progress

@@ -117,7 +117,8 @@ def _check(model: nn.Module, entry: Entry) -> None:
         if fingerprint(weight) != entry.fingerprint:
             raise PlanMismatchError(
                 f"layer {entry.name}: {name} (shape {tuple(weight.shape)}, {weight.dtype}) is not "
-                "the weight that was planned; load the planned weights, or plan anew"
+                f"the weight that was planned, in {entry.dtype}; load the planned weights in that "
+                "dtype, or plan anew"
             )
 
 

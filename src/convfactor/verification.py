@@ -5,11 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from convfactor.geometry import ConvGeometry
+
+if TYPE_CHECKING:
+    from convfactor.sites import ModelInputs
 
 
 @dataclass(frozen=True)
@@ -126,3 +131,62 @@ def _ratio(wrong: float, power: float) -> float:
     if power == 0:
         return 0.0 if wrong == 0 else math.inf
     return math.sqrt(wrong / power)
+
+
+def output_errors(
+    original: nn.Module, fast: nn.Module, batches: Sequence[ModelInputs]
+) -> tuple[float, ...]:
+    """Relative error of every floating-point output, pooled over batches.
+
+    Root mean square of the error over the standard deviation of the true output. As for a layer,
+    an output of images, (N, C, H, W) with more than a pixel each, deviates from the mean of each
+    channel (so the variance is the sum over the channels); any other output from its one mean.
+    """
+    # Per output and number of channels: a shift, and sums that a later batch adds to.
+    sums: list[dict[int, tuple[Tensor, ...]]] = []
+    for batch in batches:
+        outputs = []
+        for model in (original, fast):
+            torch.manual_seed(0)  # what a model draws at random is no difference
+            outputs.append(_floats(batch.run(model)))
+        for i, (true, got) in enumerate(zip(*outputs, strict=True)):
+            if i == len(sums):
+                sums.append({})
+            if not true.numel():
+                continue
+            exact = _by_channel(true)
+            wrong = _by_channel(got) - exact
+            # From the first value: what is constant deviates by exactly nothing.
+            shift, *before = sums[i].get(len(exact), (exact[:, :1], *[exact.new_zeros(())] * 4))
+            exact = exact - shift
+            count = exact.new_tensor(exact.shape[1])
+            now = (count, exact.sum(1), exact.square().sum(1), wrong.square().sum())
+            added = (a + b for a, b in zip(before, now, strict=True))
+            sums[i][len(exact)] = (shift, *added)
+    return tuple(_relative(list(parts.values())) for parts in sums)
+
+
+def _floats(output: Any) -> list[Tensor]:
+    """Floating-point tensors of an output."""
+    leaves = tree_leaves(output)
+    return [x for x in leaves if isinstance(x, Tensor) and x.is_floating_point()]
+
+
+def _by_channel(output: Tensor) -> Tensor:
+    """Values in float64, (C, values) for images and (1, values) otherwise."""
+    exact = output.to(torch.float64)
+    if exact.dim() == 4 and exact[0, 0].numel() > 1:
+        return exact.transpose(0, 1).flatten(1)
+    return exact.reshape(1, -1)
+
+
+def _relative(parts: Sequence[tuple[Tensor, ...]]) -> float:
+    """Root mean square error over the standard deviation."""
+    wrong = sum(float(part[4]) for part in parts)
+    variance = sum(
+        float((squares - total.square() / count).clamp_min(0).sum())
+        for _, count, total, squares, _ in parts
+    )
+    if variance == 0:
+        return 0.0 if wrong == 0 else math.inf
+    return math.sqrt(wrong / variance)

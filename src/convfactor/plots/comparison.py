@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -49,6 +50,11 @@ class Comparison:
         """Check the arguments, and extend both kernels with zeros to the window of both."""
         if isinstance(cascade, Factorization):
             cascade = cascade.cascade
+        if not isinstance(cascade, Cascade):
+            raise TypeError(
+                "cascade must be a convfactor.Cascade or Factorization, got "
+                f"{type(cascade).__name__}; the target comes first, then the cascade"
+            )
         weight = _four_dimensional(target)
         composed = as_array(cascade.compose())
         channels = (weight.shape[0], weight.shape[1])
@@ -61,6 +67,7 @@ class Comparison:
         if channel is None:
             energy = np.square(weight).sum((2, 3))
             channel = divmod(int(energy.argmax()), channels[1])
+        channel = _read_channel(channel)
         if not (0 <= channel[0] < channels[0] and 0 <= channel[1] < channels[1]):
             raise ValueError(
                 f"channel must be (output below {channels[0]}, input below {channels[1]}), "
@@ -97,13 +104,31 @@ def largest_magnitude(*arrays: Array) -> float:
 
 def _four_dimensional(target: Kernel) -> Array:
     """A kernel as float64 (C_out, C_in/groups, kH, kW)."""
-    array = as_array(target) if isinstance(target, Tensor) else np.asarray(target, np.float64)
+    try:
+        array = as_array(target) if isinstance(target, Tensor) else np.asarray(target, np.float64)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"target must be a tensor or an array, got {type(target).__name__}; "
+            "give the kernel that was factorized, such as conv.weight"
+        ) from error
     if array.ndim not in (2, 4) or not array.size:
         raise ValueError(
             "target must have shape (kH, kW) or (C_out, C_in/groups, kH, kW), "
             f"got {tuple(array.shape)}"
         )
     return array if array.ndim == 4 else array[None, None]
+
+
+def _read_channel(channel: Pair) -> Pair:
+    """Two ints, whatever holds them."""
+    try:
+        output, into = map(operator.index, channel)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"channel must be two ints (output, input within its group), got {channel!r}; "
+            "leave it out for the pair of most energy"
+        ) from error
+    return output, into
 
 
 def _spread(weight: Array, dilation: Pair) -> Array:

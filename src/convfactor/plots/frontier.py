@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 
 from convfactor.cascade import Structure
+from convfactor.factorization import check_tolerance
 from convfactor.factorizer import Factorization
 from convfactor.plots.style import BLUE, GREY, VERMILION, styled
 
 FLOOR = 1e-17  # where an error of exactly 0 is drawn, on the logarithmic axis
+STEPS = range(1, 25)  # of labels above and below their points, each 8 typographic points
 
 
 @styled
@@ -31,27 +34,40 @@ def plot_frontier(
         factorizations: At least one; each is labelled with its number of stages, or with the
             channels between them where these are mixed.
         chosen: Index of the one to mark.
-        tolerance: Relative error to draw a line at, > 0.
+        tolerance: Relative error to draw a line at, above 0 and below 1.
         original: Cost of the original kernel to draw a line at: multiplies per output pixel, or
             seconds where ``times`` are given.
         times: Seconds of each; None for multiplies per output pixel.
         title: Of the figure.
 
     Raises:
+        TypeError: ``factorizations`` is something else, such as a single one.
         ValueError: There is none, the times do not match, or an argument is out of range.
     """
+    if not isinstance(factorizations, Sequence):
+        raise TypeError(
+            "factorizations must be a sequence of convfactor.Factorization, got "
+            f"{type(factorizations).__name__}; put one into a list, as in [f]"
+        )
+    if strange := [type(f).__name__ for f in factorizations if not isinstance(f, Factorization)]:
+        raise TypeError(
+            f"factorizations must hold convfactor.Factorization only, got {strange[0]}; "
+            "convfactor.factorize returns them"
+        )
     if not factorizations:
-        raise ValueError("factorizations must hold at least one, got none")
+        raise ValueError(
+            "factorizations must hold at least one, got none; convfactor.factorize returns them"
+        )
     if times is not None and len(times) != len(factorizations):
         raise ValueError(
             f"times must be one per factorization, got {len(times)} for {len(factorizations)}"
         )
-    if chosen is not None and not 0 <= chosen < len(factorizations):
+    if chosen is not None and chosen not in range(len(factorizations)):
         raise ValueError(
             f"chosen must be an index into the {len(factorizations)} factorizations, got {chosen}"
         )
-    if tolerance is not None and not tolerance > 0:
-        raise ValueError(f"tolerance must be a positive number, got {tolerance!r}")
+    if tolerance is not None:
+        check_tolerance(tolerance)
     unit = 1.0 if times is None else 1e3
     costs = [f.macs for f in factorizations] if times is None else [unit * t for t in times]
     points = [(cost, max(f.error, FLOOR)) for cost, f in zip(costs, factorizations, strict=True)]
@@ -75,17 +91,13 @@ def plot_frontier(
         axis.axhline(tolerance, color=VERMILION, linestyle="--", label=f"tolerance {tolerance:g}")
     if original is not None:
         axis.axvline(unit * original, color="black", linestyle=":", label="original kernel")
-    for factorization, point in zip(factorizations, points, strict=True):
-        axis.annotate(
-            _label(factorization.structure), point, (7, 5), textcoords="offset points", fontsize=8,
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.4},
-        )  # fmt: skip
     axis.margins(0.12)
     axis.set_xlabel("multiplies per output pixel" if times is None else "time (ms)")
     axis.set_ylabel("relative error")
-    axis.legend()
+    figure.legend(loc="outside lower center", ncols=3)
     if title is not None:
         axis.set_title(title)
+    _write_labels(figure, points, [_label(f.structure) for f in factorizations])
     return figure
 
 
@@ -96,6 +108,42 @@ def _frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]
         if not best or point[1] < best[-1][1]:
             best.append(point)
     return best
+
+
+def _write_labels(
+    figure: Figure, points: Sequence[tuple[float, float]], labels: Sequence[str]
+) -> None:
+    """Label the points towards the middle, higher or lower where a label or a point is near."""
+    figure.draw_without_rendering()  # pixels are known once the layout is
+    (axis,) = figure.axes
+    low, high = axis.bbox.y0, axis.bbox.y1
+    dot = figure.dpi / 72
+    pixels = axis.transData.transform(points)
+    taken = [Bbox.from_bounds(x - 4 * dot, y - 4 * dot, 8 * dot, 8 * dot) for x, y in pixels]
+    for (x, _), point, label in zip(pixels, points, labels, strict=True):
+        sign = 1 if 2 * x < axis.bbox.x0 + axis.bbox.x1 else -1
+        text = axis.annotate(
+            label, point, (9 * sign, 0), textcoords="offset points", fontsize=8,
+            ha="left" if sign > 0 else "right", va="center", in_layout=False,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.4},
+        )  # fmt: skip
+        rises = [8 * sign * (-step if down else step) for step in STEPS for down in (0, 1)]
+        boxes = {rise: _raised(text.get_window_extent(), rise * dot) for rise in rises}
+        within = [rise for rise, box in boxes.items() if low <= box.y0 and box.y1 <= high]
+        free = (rise for rise in within if not boxes[rise].count_overlaps(taken))
+        rise = next(free, rises[0])
+        text.xyann = (9 * sign, rise)
+        taken.append(boxes[rise])
+        if abs(rise) > 8:
+            axis.annotate(
+                "", point, (9 * sign, rise), textcoords="offset points", in_layout=False,
+                arrowprops={"arrowstyle": "-", "color": GREY, "linewidth": 0.6, "shrinkB": 4},
+            )  # fmt: skip
+
+
+def _raised(box: Bbox, by: float) -> Bbox:
+    """A box moved up by some pixels."""
+    return Bbox.from_extents(box.x0, box.y0 + by, box.x1, box.y1 + by)
 
 
 def _label(structure: Structure) -> str:

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from convfactor.plans import Plan
 from convfactor.plots.style import BLUE, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from convfactor.latency import Timing
-    from convfactor.plans import Entry, Plan
+    from convfactor.plans import Entry
 
 DARK = "#5A5A5A"
 TRIED = "tried, not taken"
@@ -35,7 +36,15 @@ def plot_plan(plan: Plan) -> Figure:
 
     Args:
         plan: What ``convfactor.plan`` or ``convfactor.optimize`` returned; it may be empty.
+
+    Raises:
+        TypeError: ``plan`` is something else.
     """
+    if not isinstance(plan, Plan):
+        raise TypeError(
+            f"plan must be a convfactor.Plan, got {type(plan).__name__}; "
+            "convfactor.plan returns one, convfactor.optimize the pair (model, plan)"
+        )
     count = len(plan.entries)
     if not count:
         figure = Figure(figsize=(6.0, 1.2), layout="constrained")

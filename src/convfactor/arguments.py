@@ -1,0 +1,120 @@
+"""Refuse wrong arguments of ``plan`` and ``optimize`` before any work."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch._ops import OpOverload
+
+from convfactor.factorization import check_tolerance
+from convfactor.plans import Settings
+
+
+def check_model(model: nn.Module) -> None:
+    """Refuse a model whose layers can't be seen or solved."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    modules = list(model.modules())
+    checks = (
+        (
+            any(hasattr(module, "_orig_mod") for module in modules),
+            TypeError,
+            "must not be compiled yet; optimize it first, then torch.compile the result",
+        ),
+        (
+            isinstance(model, torch.jit.ScriptModule) or any(map(_is_scripted_conv, modules)),
+            TypeError,
+            "must not be scripted or traced by torch.jit: optimize the nn.Module first, then "
+            "script it",
+        ),
+        (
+            any(map(_holds_exported_convolutions, modules)),
+            TypeError,
+            "must not come from torch.export, whose convolutions are not seen: optimize the "
+            "nn.Module first, then export it",
+        ),
+        (
+            any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())),
+            ValueError,
+            "must have its weights, got tensors on the meta device: load the weights first",
+        ),
+    )
+    for refused, error, message in checks:
+        if refused:
+            raise error(f"model {message}")
+
+
+def _is_scripted_conv(module: nn.Module) -> bool:
+    """Whether a part that torch.jit made may hide a 2-D convolution; an activation may stay."""
+    return isinstance(module, torch.jit.ScriptModule) and any(
+        weight.dim() == 4 for weight in module.parameters()
+    )
+
+
+def _holds_exported_convolutions(module: nn.Module) -> bool:
+    """Whether a graph calls convolutions as operators of aten."""
+    return isinstance(module, torch.fx.GraphModule) and any(
+        isinstance(node.target, OpOverload) and "conv" in node.target.name()
+        for node in module.graph.nodes
+    )
+
+
+def check_settings(settings: Settings, select: object, checkpoint: object) -> None:
+    """Refuse what is out of range."""
+    check_tolerance(settings.tolerance)
+    speedup, size, seed = settings.min_speedup, settings.min_kernel_size, settings.seed
+    path = Path(checkpoint) if isinstance(checkpoint, (str, os.PathLike)) else Path()
+    file = next((p for p in (path, *path.parents) if p.exists() and not p.is_dir()), None)
+    objectives, structures = ("latency", "macs"), ("auto", "cascade")
+    checks = (
+        (
+            _is(speedup, (int, float)) and 1 <= speedup < math.inf,
+            ValueError,
+            f"min_speedup must be a number >= 1, got {speedup!r}",
+        ),
+        (
+            _is(size, int) and size >= 4,
+            ValueError,
+            "min_kernel_size must be an int >= 4 (3x3 is what kernels are factorized into), "
+            f"got {size!r}",
+        ),
+        (
+            settings.objective in objectives,
+            ValueError,
+            f"objective must be one of {objectives}, got {settings.objective!r}",
+        ),
+        (
+            settings.structures in structures,
+            ValueError,
+            f"structures must be one of {structures}, got {settings.structures!r}",
+        ),
+        (_is(seed, int), TypeError, f"seed must be an int, got {seed!r}"),
+        (
+            _is(seed, int) and -(2**63) <= seed < 2**63,
+            ValueError,
+            f"seed must be an int of 64 bits, got {seed!r}",
+        ),
+        (
+            select is None or callable(select),
+            TypeError,
+            f"select must be a function (name, module) -> bool, got {type(select).__name__}",
+        ),
+        (
+            checkpoint is None or isinstance(checkpoint, (str, os.PathLike)),
+            TypeError,
+            f"checkpoint must be the path of a folder, got {type(checkpoint).__name__}",
+        ),
+        (file is None, ValueError, f"checkpoint must be a folder, got the file {str(file)!r}"),
+    )
+    for fine, error, message in checks:
+        if not fine:
+            raise error(message)
+
+
+def _is(value: object, kind: type | tuple[type, ...]) -> bool:
+    """Whether a value is a number of a kind; to Python a bool is one."""
+    return isinstance(value, kind) and not isinstance(value, bool)
