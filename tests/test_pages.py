@@ -227,7 +227,7 @@ def test_stages_of_a_depthwise_layer_compose_to_its_kernel(plan):
 
 def test_ways_through_hidden_channels_are_counted():
     module = nn.Sequential(nn.Conv2d(2, 2, 5))
-    planned = convfactor.plan(module, images(), 10.0, objective="macs")
+    planned = convfactor.plan(module, images(), 0.999, objective="macs")
     cascade = Structure((StageShape(2, 3, (3, 3)), StageShape(3, 2, (3, 3)))).random()
     weight = cascade.stages[0].weight.clone()
     weight[:, 0] = torch.tensor([0.0, 10.0, 1e-3])[:, None, None]
@@ -243,7 +243,7 @@ def test_ways_through_hidden_channels_are_counted():
 
 def test_kernels_that_reach_beyond_the_original_share_its_window(plan):
     module = nn.Sequential(nn.Conv2d(1, 1, 5, 2, bias=False))
-    planned = convfactor.plan(module, images(channels=1), 10.0, objective="macs")
+    planned = convfactor.plan(module, images(channels=1), 0.999, objective="macs")
     structure = Structure((StageShape(1, 1, (3, 3), (2, 2)), StageShape(1, 1, (3, 3))), (-1, -1))
     cascade = structure.random()
     entry = replace(planned.entries[0], decision="replaced", structure=structure)
