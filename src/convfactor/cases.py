@@ -25,7 +25,7 @@ from convfactor.verification import ErrorMeter, OutputErrors, reads_padding
 
 WIDTH_MULTIPLE = 8
 LARGEST_PATCH = 8192
-CLEARLY_FASTER = 0.9
+CLEARLY_FASTER = 0.95
 # A wider structure has a smaller error; it is taken for this share of the original's time.
 NEARLY_FREE = 0.02
 # White noise added to the sampled patches, which lowers the error on unseen ones: by 15 % for a
