@@ -21,7 +21,7 @@ from convfactor.search import Ladder
 from convfactor.sites import Site
 from convfactor.solvers import Effort
 from convfactor.structures import Family, families, separable_pair
-from convfactor.verification import ErrorMeter, OutputErrors, reads_padding
+from convfactor.verification import OutputErrors, layer_errors
 
 WIDTH_MULTIPLE = 8
 LARGEST_PATCH = 8192
@@ -104,7 +104,7 @@ class Case:
             if trial is not None:
                 pixels = trial.cascade.structure.dilated(self.kernel.dilation)
                 found.append((ladder, pixels))
-                fastest = min(fastest, self.pricing.quick(pixels).relative)
+                fastest = min(fastest, self._price(trial.cascade.structure).relative)
             elif ladder.nearest is not None:
                 missed.append(ladder.nearest)
         if not found:
@@ -240,12 +240,7 @@ class Judge:
             Replacement(cascade, factorization.bias_shift),
             self._geometry,
         )
-        meter = ErrorMeter()
-        with torch.no_grad():
-            for x, true in self._pairs:
-                border = reads_padding(self._geometry, (x.shape[-2], x.shape[-1]))
-                meter.add(true, layer(x), border.to(x.device))
-        return Trial(factorization, meter.errors())
+        return Trial(factorization, layer_errors(layer, self._pairs, self._geometry))
 
 
 def _candidates(kernel: ConvGeometry, settings: Settings) -> list[Family]:

@@ -94,25 +94,22 @@ class ErrorMeter:
 
 
 def layer_errors(
-    original: Callable[[Tensor], Tensor],
     rewritten: Callable[[Tensor], Tensor],
-    batches: Iterable[Sequence[Tensor]],
+    pairs: Iterable[tuple[Tensor, Tensor]],
     geometry: ConvGeometry,
 ) -> OutputErrors:
-    """Compare two layers on full outputs, borders included, in the dtype of the inputs.
+    """Compare a layer with what it replaces, on full outputs, in the dtype of the inputs.
 
     Args:
-        original: The layer as it was.
-        rewritten: What takes its place.
-        batches: Per batch the inputs of the layer's calls.
+        rewritten: What takes the original's place.
+        pairs: Inputs of the layer's calls, each with the original's output.
         geometry: The layer's geometry, which says which outputs read padding.
     """
     meter = ErrorMeter()
     with torch.no_grad():
-        for batch in batches:
-            for x in batch:
-                border = reads_padding(geometry, (x.shape[-2], x.shape[-1]))
-                meter.add(original(x), rewritten(x), border.to(x.device))
+        for x, true in pairs:
+            border = reads_padding(geometry, (x.shape[-2], x.shape[-1]))
+            meter.add(true, rewritten(x), border.to(x.device))
     return meter.errors()
 
 
@@ -187,6 +184,4 @@ def _relative(parts: Sequence[tuple[Tensor, ...]]) -> float:
         float((squares - total.square() / count).clamp_min(0).sum())
         for _, count, total, squares, _ in parts
     )
-    if variance == 0:
-        return 0.0 if wrong == 0 else math.inf
-    return math.sqrt(wrong / variance)
+    return _ratio(wrong, variance)
