@@ -35,7 +35,8 @@ from convfactor.cascade import Cascade, StageShape, Structure
 from convfactor.demo import photographs
 from convfactor.geometry import ConvGeometry
 from convfactor.moments import Moments
-from convfactor.sites import ModelInputs, find
+from convfactor.finding import find
+from convfactor.inputs import ModelInputs
 from convfactor.solvers import Problem, alternating, dense, solve
 from convfactor.structures import dilated, full, separable_pair
 from convfactor.wavelets import synthesis_kernels

@@ -11,7 +11,8 @@ from torch import nn
 
 from convfactor import calibration
 from convfactor.calibration import Split, collect, split
-from convfactor.sites import ModelInputs, find
+from convfactor.finding import find
+from convfactor.inputs import ModelInputs
 
 EXAMPLE = ModelInputs.read(images())
 

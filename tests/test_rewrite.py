@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from tiny import Functional, Untraceable, batches, conv, images
 from torch import nn
-from torch.fx import GraphModule
+from torch.fx import symbolic_trace
 
 import convfactor
 from convfactor import CascadeConv2d, Plan, PlanMismatchError
@@ -65,9 +65,9 @@ def test_all_kinds_at_once_keep_class_names_and_ties():
     for mine, other in zip(fast.tied.stages, fast.twin.stages, strict=True):
         assert mine.weight is other.weight
         assert mine.bias is other.bias
-    assert isinstance(fast.own, GraphModule)
-    assert type(fast.own).__name__ == "Functional"
-    assert [n for n, m in fast.named_modules() if isinstance(m, GraphModule)] == ["own"]
+    assert type(fast.own) is Functional
+    assert fast.own.kernel.shape == model.own.kernel.shape
+    assert isinstance(fast.own.kernel_cascade, CascadeConv2d)
 
 
 def test_the_original_is_untouched(planned):
@@ -128,7 +128,7 @@ def test_the_old_weights_are_gone():
 def test_a_root_with_and_without_bias(make, bias, calibration):
     model = make(bias=bias)
     fast = rewritten(model, calibration=calibration)
-    assert isinstance(fast, CascadeConv2d if isinstance(model, nn.Conv2d) else GraphModule)
+    assert type(fast) is (CascadeConv2d if isinstance(model, nn.Conv2d) else Functional)
 
 
 def test_a_functional_module_under_two_names():
@@ -143,7 +143,7 @@ def test_a_functional_module_under_two_names():
 
     fast = rewritten(Twice())
     assert fast.first is fast.second
-    assert isinstance(fast.first, GraphModule)
+    assert type(fast.first) is Functional
 
 
 def test_one_weight_with_several_biases():
@@ -154,7 +154,9 @@ def test_one_weight_with_several_biases():
             return y + F.conv2d(y, self.kernel, bias=self.shift, padding=2)
 
     fast = rewritten(Siamese())
-    cascades = [m for m in fast.modules() if isinstance(m, CascadeConv2d)]
+    assert sum(isinstance(m, CascadeConv2d) for m in fast.modules()) == 1
+    graph = rewritten(symbolic_trace(Siamese()))
+    cascades = [m for m in graph.modules() if isinstance(m, CascadeConv2d)]
     assert len(cascades) == 2
     assert cascades[0].stages[0].weight is cascades[1].stages[0].weight
 
@@ -182,8 +184,8 @@ def test_a_nested_functional_module_inside_another():
             return self.inner(super().forward(x))
 
     fast = rewritten(nn.Sequential(Outer()))
-    assert isinstance(fast[0], GraphModule)
-    assert isinstance(fast[0].inner, GraphModule)
+    assert {"kernel_cascade", "inner"} == {name for name, _ in fast[0].named_children()}
+    assert isinstance(fast[0].inner.kernel_cascade, CascadeConv2d)
 
 
 def test_effects_of_a_forward_are_kept():
@@ -208,7 +210,7 @@ def test_effects_of_a_forward_are_kept():
     assert model.seen is None
 
 
-def test_a_forward_that_can_not_be_traced_is_kept_with_the_reason():
+def test_forwards_that_can_not_be_traced_are_rewritten():
     class Branching(Functional):
         def forward(self, x):
             return super().forward(x) if x.sum() > 0 else x
@@ -217,10 +219,48 @@ def test_a_forward_that_can_not_be_traced_is_kept_with_the_reason():
         def forward(self, x):
             return F.conv2d(x, self.kernel, padding=x.shape[2] // 6)
 
-    for model, reason in ((Branching(), "can't be traced"), (Computed(), "computed")):
-        made = plan(model)
-        assert not made.replacements
-        assert reason in made.entries[0].reason
+    class Caught(Functional):
+        def forward(self, x, scale=None):
+            try:
+                k = int(x.shape[-1])
+            except TypeError:
+                k = 1
+            x = super().forward(x) * k
+            return x if scale is None else x * scale
+
+    for model in (Branching(), Computed(), Caught()):
+        fast = rewritten(model)
+        assert_close(fast, model, -images())
+        assert_close(fast, model, images(size=15))
+    assert_close(fast, model, (images(), 2))
+
+
+def test_arguments_computed_in_a_graph_are_kept_with_the_reason():
+    class Computed(Functional):
+        def forward(self, x):
+            return F.conv2d(x, self.kernel, padding=x.shape[2] // 6)
+
+    made = plan(symbolic_trace(Computed()))
+    assert not made.replacements
+    assert "computed in the graph" in made.entries[0].reason
+
+
+def test_layers_in_plain_containers_are_exchanged_as_well():
+    class Lists(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.own = conv(), Functional(1)
+            self.layers = [self.first, {"own": (self.own,)}]
+            self.kernels = [self.own.kernel]
+
+        def forward(self, x):
+            x = self.layers[1]["own"][0](self.layers[0](x))
+            return F.conv2d(x, self.kernels[0], padding=2)
+
+    fast = rewritten(Lists())
+    assert fast.layers[0] is fast.first
+    assert isinstance(fast.first, CascadeConv2d)
+    assert fast.kernels[0] is fast.own.kernel
 
 
 @pytest.mark.parametrize(
@@ -232,7 +272,7 @@ def test_a_forward_that_can_not_be_traced_is_kept_with_the_reason():
         (lambda m: delattr(m, "tied"), "layer tied: the model has no tied.weight"),
         (lambda m: setattr(m, "tied", nn.Identity()), "layer tied: the model has no tied.weight"),
         (lambda m: setattr(m.tied, "stride", (2, 2)), "layer tied: tied is not the planned"),
-        (lambda m: setattr(m, "own", nn.ParameterDict({"kernel": m.own.kernel})), "own.kernel"),
+        (lambda m: setattr(m, "own", nn.ParameterDict({"taps": m.own.kernel})), "own.kernel"),
     ],
 )
 def test_a_model_that_was_not_planned_is_refused_and_left_alone(planned, spoil, message):

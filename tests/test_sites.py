@@ -10,8 +10,11 @@ from tiny import Functional, Untraceable, conv, images
 from torch import nn
 from torch.nn.utils import parametrizations, weight_norm
 
+from convfactor.finding import find
+from convfactor.inputs import ModelInputs
 from convfactor.layers import CascadeConv2d
-from convfactor.sites import InputShape, ModelInputs, find, watch
+from convfactor.sites import InputShape
+from convfactor.watching import watch
 
 
 def look(model: nn.Module, inputs=None, **options):
@@ -203,10 +206,10 @@ def test_a_computed_weight_is_kept_and_listed_once():
     assert "computed" in site.obstacle
 
 
-def test_a_functional_call_in_a_hooked_module_is_kept():
+def test_hooks_do_not_mind_a_functional_call_whose_forward_stays():
     model = Functional()
     model.register_forward_hook(lambda module, args, output: output + 1)
-    assert "hooks" in only(model).obstacle
+    assert only(model).obstacle is None
 
 
 @pytest.mark.parametrize(
@@ -219,12 +222,82 @@ def test_a_functional_call_in_a_hooked_module_is_kept():
 )
 def test_a_layer_whose_weight_is_read_elsewhere_is_kept(use):
     model = Apply(lambda m, x: use(m, m.conv(x)), conv=conv())
-    assert "used outside it" in only(model).obstacle
+    assert "used outside it, in the model" in look(model)[0].obstacle
 
 
-def test_reading_the_dtype_of_a_parameter_is_no_use():
-    model = Apply(lambda m, x: m.conv(x.to(next(m.parameters()).dtype)), conv=conv())
-    assert only(model).obstacle is None
+@pytest.mark.parametrize("read", ["dtype", "device", "shape", "requires_grad", "ndim"])
+@pytest.mark.parametrize("make", [conv, Functional])
+def test_asking_about_a_weight_is_no_use(read, make):
+    def run(model, x):
+        assert getattr(next(model.parameters()), read) is not None
+        return model.conv(x)
+
+    assert only(Apply(run, conv=make())).obstacle is None
+
+
+@pytest.mark.parametrize("read", ["data", "mT", "sum", "detach"])
+def test_reading_the_values_of_a_weight_is_one(read):
+    def run(model, x):
+        weight = model.conv.kernel
+        if read in ("sum", "detach"):
+            return model.conv(x) + getattr(weight, read)().mean()
+        return model.conv(x) + (weight.data.sum() if read == "data" else weight.mT.sum())
+
+    assert "also used outside it" in only(Apply(run, conv=Functional())).obstacle
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x, w, b: torch.conv2d(x, w, b, padding=2),
+        lambda x, w, b: torch.conv2d(x, w, b, padding="same"),
+        lambda x, w, b: torch.convolution(x, w, b, (1, 1), (2, 2), (1, 1), False, (0, 0), 1),
+        lambda x, w, b: torch.ops.aten.conv2d(x, w, b, padding=[2, 2]),
+        lambda x, w, b: torch.ops.aten.conv2d.default(x, w, b, [1, 1], [2, 2]),
+        lambda x, w, b: torch.ops.aten.conv2d.padding(x, w, b, padding="same"),
+        lambda x, w, b: torch.ops.aten.convolution(
+            x, w, b, [1, 1], [2, 2], [1, 1], False, [0, 0], 1
+        ),
+    ],
+)
+def test_every_way_to_call_a_convolution_is_seen(call):
+    def run(model, x):
+        return call(x, model.own.kernel, model.own.shift)
+
+    site = only(Apply(run, own=Functional()))
+    assert (site.name, site.kind, site.obstacle) == ("own.kernel", "functional", None)
+    assert site.geometry.padding == (2, 2, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("call", "reason"),
+    [
+        (lambda x, w: F.conv_transpose2d(x, w, padding=2), "transposed"),
+        (lambda x, w: torch.ops.aten.conv_transpose2d.input(x, w), "transposed"),
+        (lambda x, w: F.conv1d(x[:, :, 0], w[:, :, 0]), "not a 2-D"),
+        (lambda x, w: torch.mkldnn_convolution(x, w, None, [2, 2], [1, 1], [1, 1], 1), "F.conv2d"),
+        (
+            lambda x, w: torch.convolution(x, w, None, (1, 1), (2, 2), (1, 1), True, (0, 0), 1),
+            "transposed",
+        ),
+    ],
+)
+def test_convolutions_that_no_cascade_stands_in_for_are_named(call, reason):
+    model = Apply(lambda m, x: call(x, m.own.kernel), own=Functional())
+    assert reason in only(model).obstacle
+
+
+def test_a_weight_in_a_container_is_kept():
+    model = nn.Sequential(nn.ReLU())
+    model.kernel = nn.Parameter(conv().weight.detach())
+    owner = Apply(lambda m, x: F.conv2d(m.part(x), m.part.kernel), part=model)
+    assert "belongs to a Sequential" in only(owner).obstacle
+
+
+def test_a_layer_in_a_plain_list_is_named():
+    model = Apply(lambda m, x: m.layers[0](x))
+    model.layers = [conv()]
+    assert "plain list" in only(model).obstacle
 
 
 def test_stages_of_a_cascade_are_not_sites():

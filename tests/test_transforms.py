@@ -6,7 +6,7 @@ from torch import nn
 
 import convfactor
 from convfactor import PlanMismatchError, transforms, wavelets
-from convfactor.sites import ModelInputs
+from convfactor.inputs import ModelInputs
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

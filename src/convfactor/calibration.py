@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from convfactor.geometry import Pair
+from convfactor.inputs import ModelInputs
 from convfactor.moments import Moments, MomentsCollector, patch_budget
-from convfactor.sites import ModelInputs, Site, watch
+from convfactor.sites import Site
+from convfactor.watching import watch
 
 HELD_OUT_FRACTION = 0.25
 HELD_OUT_BYTES = 2 << 30

@@ -11,12 +11,13 @@ from torch import Tensor
 
 from convfactor import rewrite
 from convfactor.calibration import SiteData
+from convfactor.calls import convolution
 from convfactor.cascade import Cascade, Structure
 from convfactor.factorizer import Factorization, Factorizer, Report
 from convfactor.geometry import ConvGeometry, Pair
 from convfactor.layers import CascadeConv2d
 from convfactor.plans import Entry, Replacement, Settings
-from convfactor.pricing import Multiplies, Price, Pricing, Stopwatch, convolution
+from convfactor.pricing import Multiplies, Price, Pricing, Stopwatch
 from convfactor.search import Ladder
 from convfactor.sites import Site
 from convfactor.solvers import Effort
@@ -136,11 +137,8 @@ class Case:
         """Write down a replacement."""
         factorization = trial.factorization
         cascade = factorization.cascade.dilated(self.kernel.dilation)
-        reason = faster(price)
-        if self.site.kind == "functional":
-            reason += "; the module that calls it becomes a GraphModule in evaluation mode"
         entry = replace(
-            entry_for(self.site, "replaced", reason, (cascade.structure, price)),
+            entry_for(self.site, "replaced", faster(price), (cascade.structure, price)),
             structure=cascade.structure,
             memory_format=price.memory_format,
             error=trial.error,

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from convfactor.cascade import Cascade, Structure
 from convfactor.geometry import ConvGeometry
+from convfactor.weights import ComposedWeight
 
 _FORMATS = ("memory_format", "output_format")
 
@@ -194,16 +195,60 @@ class CascadeConv2d(nn.Module):
                     conv.bias.copy_(bias).requires_grad_(trains)
         return layer
 
+    def tie(self, other: CascadeConv2d, bias: bool = True) -> None:
+        """Share the parameters of another layer of the same structure.
+
+        Args:
+            other: The layer to share with.
+            bias: Whether the bias is shared as well.
+        """
+        for mine, its in zip(_convolutions(self.stages), _convolutions(other.stages), strict=True):
+            mine.weight = its.weight
+            if bias:
+                mine.bias = its.bias
+
     def cascade(self) -> Cascade:
         """Read the cascade back from the current weights, which it shares."""
         weights = [conv.weight.detach() for conv in _convolutions(self.stages)]
         return self.structure.cascade(weights)
 
-    def forward(self, input: Tensor) -> Tensor:
+    @property
+    def weight(self) -> ComposedWeight:
+        """The composed kernel as ``nn.Conv2d`` has it, for code that reads its dtype or device."""
+        return ComposedWeight(self)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias, which belongs to the last stage."""
+        return _convolutions(self.stages)[-1].bias
+
+    def composed(self) -> Tensor:
+        """Compose the kernel from the current weights, for gradients as well.
+
+        Returns:
+            (C_out, C_in/groups, kH, kW) in the dtype of the stages, on the taps of the original
+            kernel; what the cascade spans beyond them is left out.
+        """
+        weights = [conv.weight for conv in _convolutions(self.stages)]
+        pixels = self.structure.cascade(weights).compose()
+        height, width = self.geometry.extent
+        top, left = self.structure.offset
+        rows, cols = pixels.shape[2:]
+        kernel = F.pad(pixels, (left, width - cols - left, top, height - rows - top))
+        kernel = kernel[..., :: self.geometry.dilation[0], :: self.geometry.dilation[1]]
+        inner = self.structure.groups // self.geometry.groups
+        if inner > 1:  # the cascade keeps channels apart that the convolution could mix
+            eye = torch.eye(inner, dtype=kernel.dtype, device=kernel.device)
+            blocks = kernel.unflatten(0, (self.geometry.groups, inner, -1))
+            kernel = torch.einsum("groiyx,rs->grosiyx", blocks, eye).flatten(3, 4).flatten(0, 2)
+        return kernel.to(weights[0].dtype)
+
+    def forward(self, input: Tensor, bias: Tensor | None = None) -> Tensor:
         """Apply the cascade.
 
         Args:
             input: (N, C_in, H, W) or (C_in, H, W).
+            bias: (C_out,) to add to the layer's own; a functional call brings one.
 
         Returns:
             (N, C_out, H_out, W_out) or (C_out, H_out, W_out), as the original convolution.
@@ -215,10 +260,20 @@ class CascadeConv2d(nn.Module):
             x = F.pad(x, amounts)
         if self.memory_format is not None:
             x = _to_format(x, self.memory_format)
-        x = self.stages(x)
+        x = self.stages(x) if bias is None else self._biased(x, bias)
         if self.memory_format is not None:
             x = _to_original(x, input, self.output_format)
         return x
+
+    def _biased(self, x: Tensor, bias: Tensor) -> Tensor:
+        """Run the stages, the last one with another bias."""
+        *hidden, last = _convolutions(self.stages)
+        for stage in hidden:
+            x = stage(x)
+        if last.bias is not None:
+            bias = last.bias + bias
+        result: Tensor = last._conv_forward(x, last.weight, bias)
+        return result
 
     def __getstate__(self) -> dict[str, Any]:
         """Name the formats, which torch.save can't write otherwise."""

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import copy
-import functools
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -19,14 +16,16 @@ from torch.utils._pytree import tree_structure
 from convfactor import calibration as calibration_data
 from convfactor.arguments import check_model, check_settings
 from convfactor.calibration import Split
+from convfactor.copies import copied, isolated, quiet, told
 from convfactor.errors import ToleranceError
+from convfactor.finding import Select
+from convfactor.inputs import ModelInputs
+from convfactor.judge import Judge
 from convfactor.latency import compare
 from convfactor.planner import make_plan
 from convfactor.plans import Plan, Settings, WholeModel, channels_last
 from convfactor.pricing import MemoryFormat
 from convfactor.progress import reporting
-from convfactor.sites import ModelInputs, Select
-from convfactor.verification import output_errors
 
 WHOLE_SECONDS = 3.0
 
@@ -49,8 +48,8 @@ def plan(
 ) -> Plan:
     """Decide for every large-kernel convolution of a model, and change nothing.
 
-    When the plan is applied, a module whose own forward calls ``F.conv2d`` becomes a ``torch.fx``
-    GraphModule in evaluation mode; all others keep their class.
+    When the plan is applied, every module keeps its class and its forward; a functional call of
+    ``F.conv2d`` finds something in place of its weight that runs the cascade.
 
     Args:
         model: A trained model that runs on ``example_inputs``; it is analysed as a copy in
@@ -105,8 +104,7 @@ def optimize(
 
     The model is planned (see ``plan`` for the arguments and errors), a copy is rewritten, and the
     copy is compared with the original on held-out inputs; replacements that do not make the whole
-    faster are undone. The plan says what was done and why. A module whose own forward calls
-    ``F.conv2d`` becomes a ``torch.fx`` GraphModule in evaluation mode; all others keep their class.
+    faster are undone. The plan says what was done and why.
 
     Returns:
         The faster model and the plan; where nothing is gained, an unchanged copy and the reasons.
@@ -121,7 +119,7 @@ def optimize(
     settings = Settings(tolerance, objective, min_speedup, structures, min_kernel_size, seed)
     job = _Job.read(model, example_inputs, calibration, settings, select, checkpoint)
     chosen = job.plan(strict, progress)
-    with reporting(progress) as display, _deterministic(seed):
+    with reporting(progress) as display, isolated(seed):
         display.add_task("comparing the whole model", total=None, detail="")
         chosen = job.compare(chosen)
     return chosen.apply(model), chosen
@@ -156,15 +154,10 @@ class _Job:
         batches = None
         if calibration is not None:
             batches = calibration_data.split(calibration, inputs)
-        try:
-            worker = copy.deepcopy(model).eval()
-        except Exception as error:
-            raise ValueError(
-                f"model must be one that copy.deepcopy can copy, but that raised {_told(error)}"
-            ) from error
-        with _deterministic(settings.seed):
+        worker = copied(model).eval()
+        with isolated(settings.seed):
             # A trial would give lazy layers their weights.
-            trial = copy.deepcopy(worker) if any(map(is_lazy, worker.parameters())) else worker
+            trial = copied(worker) if any(map(is_lazy, worker.parameters())) else worker
             _try(trial, inputs, "example_inputs must be what the model takes")
             tried = {_form(inputs)}
             for batch in (*batches.fit, *batches.held_out) if batches else ():
@@ -178,10 +171,15 @@ class _Job:
         folder = None if checkpoint is None else Path(checkpoint)
         return cls(model, worker, inputs, batches, settings, select, folder)
 
+    @property
+    def judge(self) -> Judge:
+        """What runs the whole model."""
+        return Judge(self.model, self.inputs, () if self.batches is None else self.batches.held_out)
+
     def plan(self, strict: bool, progress: bool | None) -> Plan:
         """Make the plan."""
         select = None if self.select is None else self._on_original(self.select)
-        with reporting(progress) as display, _deterministic(self.settings.seed):
+        with reporting(progress) as display, isolated(self.settings.seed):
             result = make_plan(
                 self.model,
                 self.inputs,
@@ -191,7 +189,7 @@ class _Job:
                 display,
                 self.checkpoint,
             )
-            result = self._runnable(result)
+            result = self.judge.sound(result)
         missed = [entry for entry in result.entries if entry.missed]
         if strict and missed:
             names = ", ".join(f"{entry.name} ({entry.reason})" for entry in missed)
@@ -203,27 +201,11 @@ class _Job:
         originals = dict(zip(self.model.modules(), self.original.modules(), strict=True))
         return lambda name, module: select(name, originals[module])
 
-    def _runnable(self, chosen: Plan) -> Plan:
-        """Undo the replacements with which the model does not run.
-
-        Some forwards read attributes of their layers that a cascade, or a traced forward, has not.
-        """
-        if not chosen.replaced or _failure(chosen.apply(self.model), self.inputs) is None:
-            return chosen
-        for i in chosen.replaced:
-            alone = functools.reduce(
-                lambda plan, other: plan.without(other, ""), set(chosen.replaced) - {i}, chosen
-            )
-            error = _failure(alone.apply(self.model), self.inputs)
-            if error is not None:
-                chosen = chosen.without(i, f"undone: with it the model raises {_told(error)}")
-        return chosen
-
     def compare(self, chosen: Plan) -> Plan:
         """Compare the whole model before and after; undo what does not make it faster."""
         while chosen.replaced:
             fast = chosen.apply(self.model)
-            whole = self._measure(fast)
+            whole = self._measure(chosen, fast)
             if whole.before is None or whole.after is None:
                 return replace(chosen, whole=whole)
             if whole.after.median < whole.before.median:
@@ -236,10 +218,9 @@ class _Job:
             )
         return chosen
 
-    def _measure(self, fast: nn.Module) -> WholeModel:
+    def _measure(self, chosen: Plan, fast: nn.Module) -> WholeModel:
         """Errors and times of a rewritten model."""
-        held_out = (self.inputs,) if self.batches is None else self.batches.held_out
-        errors = output_errors(self.model, fast, held_out)
+        errors = self.judge.errors(chosen)
         if self.settings.objective == "macs":
             return WholeModel(errors, None, None, "as given")
         formats: tuple[MemoryFormat, ...] = ("as given", "channels_last")
@@ -265,16 +246,11 @@ def _form(inputs: ModelInputs) -> tuple[object, ...]:
 def _failure(model: nn.Module, inputs: ModelInputs) -> Exception | None:
     """What a model raises on its inputs."""
     try:
-        inputs.run(model)
+        with quiet():
+            inputs.run(model)
     except Exception as error:
         return error
     return None
-
-
-def _told(error: Exception) -> str:
-    """Type and first line of an error; torch's may go on for pages."""
-    lines = str(error).strip().splitlines()
-    return ": ".join([type(error).__name__, *lines[:1]])
 
 
 def _try(model: nn.Module, inputs: ModelInputs, wanted: str) -> None:
@@ -282,15 +258,7 @@ def _try(model: nn.Module, inputs: ModelInputs, wanted: str) -> None:
     error = _failure(model, inputs)
     if error is not None:
         shapes = ", ".join(f"{tuple(t.shape)} {t.dtype}" for t in inputs.tensors)
-        raise ValueError(f"{wanted}, but it raised on {shapes}: {_told(error)}") from error
-
-
-@contextmanager
-def _deterministic(seed: int) -> Iterator[None]:
-    """Fix torch's random numbers for a model that draws some, and restore them afterwards."""
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(seed)
-        yield
+        raise ValueError(f"{wanted}, but it raised on {shapes}: {told(error)}") from error
 
 
 def _saving(chosen: Plan, index: int) -> float:
@@ -312,5 +280,5 @@ def _in_format(
     def convert(tensor: Tensor) -> Tensor:
         return tensor.to(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
 
-    first, second = (channels_last(copy.deepcopy(model)) for model in models)
+    first, second = (channels_last(copied(model)) for model in models)
     return first, second, inputs.map(convert)

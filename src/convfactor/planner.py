@@ -17,9 +17,11 @@ from convfactor.calibration import SiteData, Split
 from convfactor.cascade import Structure
 from convfactor.cases import LARGEST_PATCH, Case, entry_for
 from convfactor.factorizer import Report
+from convfactor.finding import Select, find
+from convfactor.inputs import ModelInputs
 from convfactor.plans import PLAN_FILE, Entry, Environment, Plan, Replacement, Settings
 from convfactor.pricing import Price
-from convfactor.sites import ModelInputs, Select, Site, find
+from convfactor.sites import Site
 from convfactor.transforms import TransformSite
 
 
@@ -65,9 +67,6 @@ def make_plan(
     cases: dict[Site, Case] = {}
     known: dict[object, Price] = {}
     for site, _ in _steps(progress, "timing", sites):
-        if site.obstacle is None and site.kind == "functional":
-            assert site.geometry is not None
-            site.obstacle = rewrite.obstacle(model, site.owners[0], site.weight_name, site.geometry)
         if site.obstacle is None and batches is not None:
             site.obstacle = _too_large(site)
         if site.obstacle is None and site not in decided:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import json
 import math
 import operator
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 from convfactor import pages, report, rewrite
 from convfactor.bounds import Bounds
 from convfactor.cascade import Cascade, Structure
+from convfactor.copies import copied
 from convfactor.errors import PlanMismatchError
 from convfactor.geometry import ConvGeometry
 from convfactor.latency import Timing
@@ -204,10 +204,24 @@ class Plan:
         """
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module, got {_kind(model)}")
-        fast = rewrite.apply(copy.deepcopy(model), self)
+        fast = rewrite.apply(copied(model), self)
         if self.whole is not None and self.whole.memory_format == "channels_last":
             fast = channels_last(fast)
         return fast
+
+    def layer(self, index: int, weight: Tensor, bias: Tensor | None) -> CascadeConv2d:
+        """Make the layer of a replaced entry.
+
+        Args:
+            index: Of the entry.
+            weight: The original weight, for its dtype, device, flags and format.
+            bias: The original bias, or None.
+        """
+        entry = self.entries[index]
+        assert entry.geometry is not None
+        return CascadeConv2d.from_weight(
+            weight, bias, self.replacements[index], entry.geometry, entry.torch_format
+        )
 
     @property
     def replaced(self) -> list[int]:
@@ -221,9 +235,15 @@ class Plan:
             self, entries=(*self.entries, entry), replacements={**self.replacements, **added}
         )
 
-    def without(self, index: int, reason: str) -> Plan:
-        """Keep one layer after all."""
-        entry = replace(self.entries[index], decision="kept", reason=reason)
+    def without(self, index: int, reason: str, missed: bool = False) -> Plan:
+        """Keep one layer after all.
+
+        Args:
+            index: Of its entry.
+            reason: Why.
+            missed: Whether it was to be replaced, and what it does to the model forbids that.
+        """
+        entry = replace(self.entries[index], decision="kept", reason=reason, missed=missed)
         entries = (*self.entries[:index], entry, *self.entries[index + 1 :])
         left = {i: r for i, r in self.replacements.items() if i != index}
         return replace(self, entries=entries, replacements=left)

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from convfactor.calls import convolution
 from convfactor.cascade import Structure
 from convfactor.geometry import ConvGeometry
 from convfactor.latency import FEWEST_ROUNDS, Timing, compare
@@ -162,19 +162,6 @@ class Stopwatch:
             (x.to(memory_format=memory_format) if x.dim() == 4 else x, calls)
             for x, calls in self._inputs
         ]
-
-
-def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: ConvGeometry) -> Tensor:
-    """Apply a convolution of a geometry, as ``nn.Conv2d`` does."""
-    left, right, top, bottom = geometry.padding
-    padding = (top, left)
-    if geometry.padding_mode != "zeros":
-        x = F.pad(x, geometry.padding, mode=geometry.padding_mode)
-        padding = (0, 0)
-    elif (left, top) != (right, bottom):
-        x = F.pad(x, geometry.padding)
-        padding = (0, 0)
-    return F.conv2d(x, weight, bias, geometry.stride, padding, geometry.dilation, geometry.groups)
 
 
 def _run(call: Callable[[Tensor], Tensor], inputs: Sequence[tuple[Tensor, int]]) -> None:

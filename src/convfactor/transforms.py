@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from convfactor.finding import Select
+from convfactor.inputs import ModelInputs
 from convfactor.latency import Timing, compare
-from convfactor.sites import ModelInputs, Select, is_transform
+from convfactor.sites import is_transform
 
 SECONDS = 1.0
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch import Tensor
 
 from convfactor.geometry import ConvGeometry
+from convfactor.outputs import values
+from convfactor.trees import leaves
 
-if TYPE_CHECKING:
-    from convfactor.sites import ModelInputs
+# Differences of whole models below so many epsilons of the outputs' size are those of rounding.
+ROUNDING = 4.0
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,11 @@ class ErrorMeter:
         if border is not None and border.any():
             rim = wrong[..., border]
             self._border = [self._border[0] + float(rim.sum()), self._border[1] + rim.numel()]
+
+    @property
+    def seen(self) -> bool:
+        """Whether anything was added."""
+        return self._sum is not None
 
     def errors(self) -> OutputErrors:
         """Finish the sums.
@@ -130,43 +136,51 @@ def _ratio(wrong: float, power: float) -> float:
     return math.sqrt(wrong / power)
 
 
-def output_errors(
-    original: nn.Module, fast: nn.Module, batches: Sequence[ModelInputs]
-) -> tuple[float, ...]:
-    """Relative error of every floating-point output, pooled over batches.
+def output_errors(pairs: Iterable[tuple[Any, Any]]) -> tuple[float, ...]:
+    """Relative error of every floating-point or complex output, pooled over calls.
 
     Root mean square of the error over the standard deviation of the true output. As for a layer,
     an output of images, (N, C, H, W) with more than a pixel each, deviates from the mean of each
-    channel (so the variance is the sum over the channels); any other output from its one mean.
+    channel (so the variance is the sum over the channels); any other output from its one mean. An
+    output of one value that is the same in every call is measured against that value.
+
+    Args:
+        pairs: True outputs, each with the one that a rewritten model gave, of the same structure.
     """
-    # Per output and number of channels: a shift, and sums that a later batch adds to.
-    sums: list[dict[int, tuple[Tensor, ...]]] = []
-    for batch in batches:
-        outputs = []
-        for model in (original, fast):
-            torch.manual_seed(0)  # what a model draws at random is no difference
-            outputs.append(_floats(batch.run(model)))
-        for i, (true, got) in enumerate(zip(*outputs, strict=True)):
-            if i == len(sums):
-                sums.append({})
+    # Per output and number of channels: a shift, and sums that a later call adds to.
+    sums: dict[str, dict[int, tuple[Tensor, ...]]] = {}
+    several: set[str] = set()
+    for true_output, got_output in pairs:
+        others = dict(leaves(got_output))
+        for path, leaf in leaves(true_output):
+            true, got = values(leaf), values(others[path])
+            if true is None or got is None:
+                continue
+            known = sums.setdefault(path, {})
             if not true.numel():
                 continue
-            exact = _by_channel(true)
-            wrong = _by_channel(got) - exact
+            if true.numel() > 1:
+                several.add(path)
+            exact, wrong = _finite(_by_channel(true), _by_channel(got), true.dtype)
             # From the first value: what is constant deviates by exactly nothing.
-            shift, *before = sums[i].get(len(exact), (exact[:, :1], *[exact.new_zeros(())] * 4))
+            shift, *before = known.get(len(exact), (exact[:, :1], *[exact.new_zeros(())] * 4))
             exact = exact - shift
             count = exact.new_tensor(exact.shape[1])
             now = (count, exact.sum(1), exact.square().sum(1), wrong.square().sum())
             added = (a + b for a, b in zip(before, now, strict=True))
-            sums[i][len(exact)] = (shift, *added)
-    return tuple(_relative(list(parts.values())) for parts in sums)
+            known[len(exact)] = (shift, *added)
+    return tuple(
+        _relative(list(parts.values()), path not in several) for path, parts in sums.items()
+    )
 
 
-def _floats(output: Any) -> list[Tensor]:
-    """Floating-point tensors of an output."""
-    leaves = tree_leaves(output)
-    return [x for x in leaves if isinstance(x, Tensor) and x.is_floating_point()]
+def _finite(exact: Tensor, got: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Values and errors; what is infinite or no number in both, and rounding, is no error."""
+    same = (got == exact) | (got.isnan() & exact.isnan())
+    wrong = torch.where(same, 0.0, got - exact)
+    exact = torch.where(exact.isfinite(), exact, 0.0)
+    rounding = ROUNDING * torch.finfo(dtype).eps * float(exact.square().mean().sqrt())
+    return exact, wrong * (float(wrong.square().mean().sqrt()) > rounding)
 
 
 def _by_channel(output: Tensor) -> Tensor:
@@ -177,11 +191,13 @@ def _by_channel(output: Tensor) -> Tensor:
     return exact.reshape(1, -1)
 
 
-def _relative(parts: Sequence[tuple[Tensor, ...]]) -> float:
+def _relative(parts: Sequence[tuple[Tensor, ...]], single: bool) -> float:
     """Root mean square error over the standard deviation."""
     wrong = sum(float(part[4]) for part in parts)
     variance = sum(
         float((squares - total.square() / count).clamp_min(0).sum())
         for _, count, total, squares, _ in parts
     )
+    if variance == 0 and single:
+        variance = sum(float(count * shift.square().sum()) for shift, count, *_ in parts)
     return _ratio(wrong, variance)

@@ -1,0 +1,302 @@
+"""Trace models into ``torch.fx`` graphs: never fail, and never freeze what could change."""
+
+from __future__ import annotations
+
+import dis
+import functools
+import inspect
+import operator
+import pickle
+import random
+import sys
+import sysconfig
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.fx import Graph, GraphModule, Tracer
+
+from convfactor.copies import copied, isolated, quiet, told
+from convfactor.inputs import ModelInputs
+from convfactor.layers import CascadeConv2d
+from convfactor.outputs import difference
+from convfactor.sites import is_transform
+
+WHOLE = "untraced"
+LEAVES = (nn.Conv2d, CascadeConv2d)
+# A tracer answers these once and for all: a stand-in is of no type that code may ask for, its
+# errors are not those of a tensor, and the contexts that are entered leave no node.
+FROZEN = frozenset(
+    {"isinstance", "issubclass", "type", "hasattr", "callable", "is_tensor", "is_grad_enabled"}
+)
+HANDLERS = frozenset({"SETUP_FINALLY", "SETUP_WITH", "PUSH_EXC_INFO"})
+CONTEXTS = ("autograd/grad_mode.py", "amp/autocast_mode.py")
+IN_PLACE = (
+    operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.setitem,
+    operator.ipow, operator.iand, operator.ior,
+)  # fmt: skip
+
+
+class Untraced(nn.Module):
+    """A module that can't be traced, as a leaf with one input for all arguments."""
+
+    def __init__(self, module: nn.Module) -> None:
+        """Wrap a module."""
+        super().__init__()
+        self.module = module
+
+    def forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call the module."""
+        return self.module(*args, **kwargs)
+
+
+def trace(model: nn.Module, example_inputs: Any = None) -> GraphModule:
+    """Trace a model; modules whose forward can't be traced are leaves of the graph.
+
+    A forward that asks for types, handles errors, enters contexts, draws random numbers or
+    changes its module can't be traced either: a graph would hold what it decided once. A model
+    that can't be traced itself becomes a graph with one call, so that a pass can enter it by its
+    modules. Arguments that are not given take their defaults as constants.
+
+    The graph shares its parameters and buffers with the model, which is not changed.
+
+    Args:
+        model: Any module.
+        example_inputs: A tensor, a tuple of arguments or a mapping of keyword arguments. With
+            them the graph is run and compared with the model, twice in a row; where it differs the
+            whole model is a leaf.
+
+    Raises:
+        ValueError: The model does not run on the example inputs.
+
+    Example:
+        >>> import torch
+        >>> graph = trace(torch.nn.Sequential(torch.nn.Conv2d(1, 1, 5), torch.nn.ReLU()))
+        >>> [node.target for node in graph.graph.nodes]
+        ['input', '0', '1', 'output']
+    """
+    if isinstance(model, GraphModule):
+        return model
+    inputs = None if example_inputs is None else ModelInputs.read(example_inputs)
+    result = _entered(model, inputs)
+    if result is not None and inputs is not None and not _agrees(result, model, inputs):
+        result = None
+    return _whole(model) if result is None else result
+
+
+def _whole(model: nn.Module) -> GraphModule:
+    """A graph with one call."""
+    root = nn.Module()
+    root.add_module(WHOLE, Untraced(model))
+    graph = Graph()
+    args, kwargs = graph.placeholder("*args"), graph.placeholder("**kwargs")
+    graph.output(graph.call_module(WHOLE, (args, kwargs)))
+    return GraphModule(root, graph, type(model).__name__)
+
+
+def _entered(model: nn.Module, inputs: ModelInputs | None) -> GraphModule | None:
+    """Trace a model, with ever more kinds of module as leaves; None where the root is one."""
+    if isinstance(model, (*LEAVES, torch.jit.ScriptModule)) or "forward" in vars(model):
+        return None
+    if model._forward_hooks or model._forward_pre_hooks or is_transform(model):
+        return None
+    opaque: set[object] = set()
+    try:
+        given = _given(model, inputs)
+        while True:
+            stand_in = copied(model, tuple(model.parameters()))
+            with isolated(0), quiet():
+                tracer = _Partial(stand_in, opaque, given)
+                graph = tracer.attempt()
+            if not tracer.suspects:
+                break
+            if _kind(stand_in) in tracer.suspects or tracer.suspects <= opaque:
+                return None
+            opaque |= tracer.suspects
+    except Exception:  # whatever a model leads copying and tracing to raise
+        return None
+    for mine, original in zip(stand_in.modules(), model.modules(), strict=True):
+        mine._buffers.update(original._buffers)
+    return GraphModule(stand_in, graph, type(model).__name__)
+
+
+def _given(model: nn.Module, inputs: ModelInputs | None) -> frozenset[str]:
+    """The arguments that are inputs of the graph; the others keep their defaults."""
+    signature = inspect.signature(model.forward)
+    if inputs is not None:
+        return frozenset(signature.bind(*inputs.args, **inputs.kwargs).arguments)
+    needed = (p for p in signature.parameters.values() if p.default is p.empty)
+    return frozenset(p.name for p in needed if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD))
+
+
+def _agrees(graph: GraphModule, model: nn.Module, inputs: ModelInputs) -> bool:
+    """Whether a graph computes what its model does, twice in a row."""
+    with isolated(0), quiet():
+        try:
+            inputs.run(copied(model))
+        except Exception as error:
+            raise ValueError(
+                f"example_inputs must be what the model takes, but it raised {told(error)}"
+            ) from error
+        try:
+            return difference(copied(model), copied(graph), [inputs]) is None
+        except Exception:  # whatever a graph raises that does not fit its model
+            return False
+
+
+def _kind(module: nn.Module) -> object:
+    """What modules with the same forward share."""
+    return module if "forward" in vars(module) else type(module)
+
+
+class _Partial(Tracer):
+    """Keeps torch's own modules, cascades and what can't be traced as leaves."""
+
+    def __init__(self, model: nn.Module, opaque: set[object], given: frozenset[str]) -> None:
+        super().__init__()
+        self.model = model
+        self.suspects: set[object] = set()
+        self._opaque = opaque
+        self._given = given
+        self._stack = [model]
+        self._drawn = _random_state()
+        self._constants: set[object] = set()
+
+    def attempt(self) -> Graph:
+        """Trace, and note the kinds of module that would be frozen or that raise."""
+        before = [_state(module) for module in self.model.modules()]
+        graph = Graph()
+        try:
+            with _profiled(self._observe):
+                graph = self.trace(self.model)
+        except Exception:
+            self.suspects.add(_kind(self._stack[-1]))
+        self._boundary()
+        for module, state in zip(list(self.model.modules()), before, strict=False):
+            if not _same(state, _state(module)):
+                self.suspects.add(_kind(module))
+        if any(_is_in_place(node) for node in graph.nodes):
+            self.suspects |= self._constants  # each run would change them further
+        return graph
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Whether a module is called as it is."""
+        leaf = isinstance(m, LEAVES) or is_transform(m) or _kind(m) in self._opaque
+        return leaf or super().is_leaf_module(m, module_qualified_name)
+
+    def call_module(
+        self,
+        m: nn.Module,
+        forward: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """Follow which module's forward runs."""
+        self._boundary()
+        self._stack.append(m)
+        result = super().call_module(m, forward, args, kwargs)
+        self._boundary()
+        self._stack.pop()
+        return result
+
+    def create_arg(self, a: Any) -> Any:
+        """Note which module makes a tensor that becomes a constant."""
+        plain = isinstance(a, Tensor) and not isinstance(a, nn.Parameter)
+        if plain and a not in self.tensor_attrs:
+            self._constants.add(_kind(self._stack[-1]))
+        return super().create_arg(a)
+
+    def _proxy_placeholder(self, name: str, concrete: Any, sig: Any, fn: Any) -> Any:
+        """Leave out the arguments that are not given."""
+        plain = name.lstrip("*")
+        if plain in self._given:
+            return super()._proxy_placeholder(name, concrete, sig, fn)
+        if name.startswith("*"):
+            return () if name.count("*") == 1 else {}
+        return sig.parameters[plain].default
+
+    def _boundary(self) -> None:
+        """Note who has drawn random numbers since the last one."""
+        now = _random_state()
+        if now != self._drawn:
+            self.suspects.add(_kind(self._stack[-1]))
+            self._drawn = now
+
+    def _observe(self, code: CodeType) -> None:
+        """Note who runs code that a graph would freeze."""
+        if _freezes(code):
+            self.suspects.add(_kind(self._stack[-1]))
+
+
+@contextmanager
+def _profiled(observe: Callable[[CodeType], None]) -> Iterator[None]:
+    """Show every Python function that is called."""
+
+    def profile(frame: FrameType, event: str, arg: object) -> None:
+        if event == "call":
+            observe(frame.f_code)
+
+    before = sys.getprofile()
+    sys.setprofile(profile)
+    try:
+        yield
+    finally:
+        sys.setprofile(before)
+
+
+@functools.lru_cache(maxsize=4096)
+def _freezes(code: CodeType) -> bool:
+    """Whether a function does what leaves no trace in a graph."""
+    path = Path(code.co_filename).as_posix()
+    if code.co_name == "__enter__" and path.endswith(CONTEXTS):
+        return True
+    torchs, own = (Path(module.__file__ or "").parent.as_posix() for module in (torch, _self()))
+    standard = sysconfig.get_path("stdlib")
+    if path.startswith((torchs, own)) or (path.startswith(standard) and "-packages" not in path):
+        return False
+    if FROZEN.intersection(code.co_names):
+        return True
+    return any(step.opname in HANDLERS for step in dis.get_instructions(code))
+
+
+def _self() -> Any:
+    """This package."""
+    return sys.modules[__name__.partition(".")[0]]
+
+
+def _is_in_place(node: Any) -> bool:
+    """Whether a node writes into its input."""
+    if node.op == "call_method":
+        return bool(node.target.endswith("_") and not node.target.startswith("__"))
+    return node.op == "call_function" and (node.target in IN_PLACE or "out" in node.kwargs)
+
+
+def _random_state() -> tuple[object, ...]:
+    """What tells whether random numbers were drawn."""
+    numpy = pickle.dumps(np.random.get_state())
+    return torch.get_rng_state().numpy().tobytes(), random.getstate(), numpy
+
+
+def _state(module: nn.Module) -> dict[str, Any]:
+    """What a forward may have changed of its module."""
+    own = {k: v for k, v in vars(module).items() if not k.startswith(("_", "training"))}
+    tensors = {**module._buffers, **{k: v for k, v in own.items() if isinstance(v, Tensor)}}
+    copies = {k: v.detach().clone() for k, v in tensors.items() if v is not None}
+    sizes = {k: len(v) for k, v in own.items() if isinstance(v, (list, dict, set))}
+    return {"own": own, "tensors": copies, "sizes": sizes}
+
+
+def _same(before: dict[str, Any], after: dict[str, Any]) -> bool:
+    """Whether a module is as it was."""
+    own, now = before["own"], after["own"]
+    if own.keys() != now.keys() or any(now[name] is not value for name, value in own.items()):
+        return False
+    mine, other = before["tensors"], after["tensors"]
+    if mine.keys() != other.keys() or before["sizes"] != after["sizes"]:
+        return False
+    return all(torch.equal(value, other[name]) for name, value in mine.items())
