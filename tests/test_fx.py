@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import random
 
 import pytest
 import torch
@@ -170,3 +171,122 @@ def test_a_pass_takes_a_plan_or_what_makes_one(arguments):
 def test_the_pass_asks_for_a_graph():
     with pytest.raises(TypeError, match=r"GraphModule, got Sequential; trace .* first"):
         FactorizeConvs(example_inputs=images(), **OPTIONS)(nn.Sequential(conv()))
+
+
+class Optional(Functional):
+    def forward(self, x, scale=None, *, flip=False):
+        y = super().forward(x)
+        y = y.flip(-1) if flip else y
+        return y if scale is None else y * scale
+
+
+def test_arguments_that_are_not_given_keep_their_defaults():
+    model = Optional()
+    for graph in (trace(model), trace(model, images())):
+        assert torch.equal(graph(images()), model(images()))
+        assert [n.target for n in graph.graph.nodes if n.op == "placeholder"] == ["x"]
+        with pytest.raises(TypeError):
+            graph(images(), scale=2.0)
+    graph = trace(model, (images(), torch.tensor(2.0)))
+    assert torch.equal(graph(images(), torch.tensor(3.0)), model(images(), 3.0))
+
+
+class AsksType(Functional):
+    def forward(self, x):
+        return super().forward(x * 3 if isinstance(x, torch.Tensor) else x)
+
+
+class Catches(Functional):
+    def forward(self, x):
+        try:
+            k = int(x.shape[-1])
+        except Exception:
+            k = 1
+        return super().forward(x) * k
+
+
+class Buffered(Functional):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("n", torch.zeros(()))
+
+    def forward(self, x):
+        self.n += 1
+        return super().forward(x) * self.n
+
+
+class Random(Functional):
+    def forward(self, x):
+        return super().forward(x) + torch.randn(1)
+
+
+class PythonRandom(Functional):
+    def forward(self, x):
+        return super().forward(x) + random.random()
+
+
+class Context(Functional):
+    def forward(self, x):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return super().forward(x)
+
+
+class Accumulates(Functional):
+    def forward(self, x):
+        total = torch.zeros(1)
+        total += super().forward(x).mean()
+        return total
+
+
+class NoGrad(Functional):
+    @torch.no_grad()
+    def forward(self, x):
+        return super().forward(x)
+
+
+class Appends(Functional):
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def forward(self, x):
+        self.seen.append(1)
+        return super().forward(x) + len(self.seen)
+
+
+FROZEN = (AsksType, Catches, Buffered, Random, PythonRandom, Context, Accumulates, NoGrad, Appends)
+
+
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("given", [None, images()], ids=["no inputs", "inputs"])
+@pytest.mark.parametrize("kind", FROZEN)
+def test_what_a_graph_would_freeze_is_a_leaf(kind, given, inside, capfd):
+    model = nn.Sequential(conv(), kind()) if inside else kind()
+    before = copy.deepcopy(model.state_dict())
+    random_state = random.getstate(), torch.get_rng_state()
+    graph = trace(model, given)
+    assert random_state[0] == random.getstate()
+    assert torch.equal(random_state[1], torch.get_rng_state())
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in before.items())
+    twin = copy.deepcopy(model)
+    for seed in range(3):
+        outputs = []
+        for network in (graph, twin):
+            torch.manual_seed(seed), random.seed(seed)
+            outputs.append(network(images(seed)))
+        assert torch.equal(*outputs)
+        assert outputs[0].requires_grad == outputs[1].requires_grad
+    if inside:
+        assert [n.target for n in graph.graph.nodes if n.op == "call_module"] == ["0", "1"]
+    assert capfd.readouterr() == ("", "")
+
+
+def test_hooks_of_the_root_run():
+    model = nn.Sequential(conv())
+    model.register_forward_hook(lambda module, args, output: output + 1)
+    assert torch.equal(trace(model)(images()), model(images()))
+
+
+def test_example_inputs_that_do_not_fit_are_told():
+    with pytest.raises(ValueError, match="example_inputs must be what the model takes"):
+        trace(nn.Sequential(conv()), images(channels=3))

@@ -44,6 +44,10 @@ def find(
     with finder.watching():
         inputs.run(model)
     found = [s for s in finder.in_order() if not isinstance(s.weight, UninitializedParameter)]
+    functional = {id(site.weight) for site in found if site.kind == "functional"}
+    # A module that only lends its weight to a functional call is not one more layer.
+    found = [s for s in found if s.kind != "module" or s.shapes or id(s.weight) not in functional]
+    finder.sites = found
     for site in found:
         site.obstacle = site.obstacle or finder.other_use(site)
         if site.obstacle is None and not site.shapes:

@@ -13,6 +13,7 @@ from torch.nn.utils import parametrize
 
 from convfactor.geometry import ConvGeometry
 from convfactor.layers import CascadeConv2d
+from convfactor.weights import ComposedWeight
 
 Kind = Literal["module", "functional", "transform"]
 TRANSFORMS = ("DTCWTInverse", "DTCWTForward")
@@ -94,6 +95,8 @@ def module_sites(model: nn.Module, least: int) -> list[Site]:
             continue
         weight: Any = module.weight
         bias: Any = module.bias
+        if isinstance(weight, ComposedWeight):
+            continue  # lent to a functional call that runs a cascade
         obstacle = _obstacle(module)
         plain = isinstance(module, nn.Conv2d) and not isinstance(weight, UninitializedParameter)
         geometry = ConvGeometry.from_conv(module) if plain else None

@@ -6,7 +6,6 @@ import dis
 import functools
 import inspect
 import operator
-import pickle
 import random
 import sys
 import sysconfig
@@ -83,6 +82,8 @@ def trace(model: nn.Module, example_inputs: Any = None) -> GraphModule:
     if isinstance(model, GraphModule):
         return model
     inputs = None if example_inputs is None else ModelInputs.read(example_inputs)
+    if inputs is not None:
+        _try(model, inputs)
     result = _entered(model, inputs)
     if result is not None and inputs is not None and not _agrees(result, model, inputs):
         result = None
@@ -136,17 +137,22 @@ def _given(model: nn.Module, inputs: ModelInputs | None) -> frozenset[str]:
 
 def _agrees(graph: GraphModule, model: nn.Module, inputs: ModelInputs) -> bool:
     """Whether a graph computes what its model does, twice in a row."""
-    with isolated(0), quiet():
-        try:
-            inputs.run(copied(model))
-        except Exception as error:
-            raise ValueError(
-                f"example_inputs must be what the model takes, but it raised {told(error)}"
-            ) from error
-        try:
+    try:
+        with isolated(0), quiet():
             return difference(copied(model), copied(graph), [inputs]) is None
-        except Exception:  # whatever a graph raises that does not fit its model
-            return False
+    except Exception:  # whatever a graph raises that does not fit its model
+        return False
+
+
+def _try(model: nn.Module, inputs: ModelInputs) -> None:
+    """Refuse inputs that a model does not take."""
+    try:
+        with isolated(0):
+            inputs.run(copied(model))
+    except Exception as error:
+        raise ValueError(
+            f"example_inputs must be what the model takes, but it raised {told(error)}"
+        ) from error
 
 
 def _kind(module: nn.Module) -> object:
@@ -259,6 +265,8 @@ def _freezes(code: CodeType) -> bool:
     standard = sysconfig.get_path("stdlib")
     if path.startswith((torchs, own)) or (path.startswith(standard) and "-packages" not in path):
         return False
+    if path.startswith("<frozen"):
+        return False
     if FROZEN.intersection(code.co_names):
         return True
     return any(step.opname in HANDLERS for step in dis.get_instructions(code))
@@ -278,8 +286,8 @@ def _is_in_place(node: Any) -> bool:
 
 def _random_state() -> tuple[object, ...]:
     """What tells whether random numbers were drawn."""
-    numpy = pickle.dumps(np.random.get_state())
-    return torch.get_rng_state().numpy().tobytes(), random.getstate(), numpy
+    numpy: Any = np.random.get_state()
+    return torch.get_rng_state().numpy().tobytes(), random.getstate(), numpy[1].tobytes(), numpy[2]
 
 
 def _state(module: nn.Module) -> dict[str, Any]:

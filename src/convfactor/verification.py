@@ -60,6 +60,7 @@ class ErrorMeter:
             true, got = true[None], got[None]
         exact = true.to(torch.float64)
         wrong = (got.to(torch.float64) - exact).square()
+        worst = float(wrong.mean())
         sums = exact.sum((0, 2, 3)), exact.square().sum((0, 2, 3)), wrong.sum((0, 2, 3))
         if self._sum is None or self._squares is None or self._wrong is None:
             self._sum, self._squares, self._wrong = sums
@@ -67,7 +68,7 @@ class ErrorMeter:
             self._sum, self._squares = self._sum + sums[0], self._squares + sums[1]
             self._wrong = self._wrong + sums[2]
         self._count += exact.numel() / exact.shape[1]
-        self._worst_batch = max(self._worst_batch, float(wrong.mean()))
+        self._worst_batch = max(self._worst_batch, worst)
         if border is not None and border.any():
             rim = wrong[..., border]
             self._border = [self._border[0] + float(rim.sum()), self._border[1] + rim.numel()]
@@ -178,9 +179,12 @@ def _finite(exact: Tensor, got: Tensor, dtype: torch.dtype) -> tuple[Tensor, Ten
     """Values and errors; what is infinite or no number in both, and rounding, is no error."""
     same = (got == exact) | (got.isnan() & exact.isnan())
     wrong = torch.where(same, 0.0, got - exact)
-    exact = torch.where(exact.isfinite(), exact, 0.0)
+    finite = exact.isfinite()
+    exact = torch.where(finite, exact, 0.0)
+    mean = exact.sum(1, keepdim=True) / finite.sum(1, keepdim=True).clamp_min(1)
     rounding = ROUNDING * torch.finfo(dtype).eps * float(exact.square().mean().sqrt())
-    return exact, wrong * (float(wrong.square().mean().sqrt()) > rounding)
+    wrong = wrong * (float(wrong.square().mean().sqrt()) > rounding)
+    return torch.where(finite, exact, mean), wrong
 
 
 def _by_channel(output: Tensor) -> Tensor:

@@ -1,0 +1,79 @@
+"""Fuzz the toolkit at length and print what was counted; not a part of the test suite.
+
+python tests/fuzz/run.py [--share 0.1] [--only layers kernels] [--write docs/reliability.md]
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import platform
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from tally import Tally
+
+# Cases of a whole run, by module.
+COUNTS = {"layers": 10_000, "kernels": 2_000, "networks": 300, "damage": 2_000, "wavelets": 2_000}
+
+
+def main() -> int:
+    """Run what is asked for; the exit code says whether all was sound."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--share", type=float, default=1.0, help="of the cases to run")
+    parser.add_argument("--only", nargs="*", choices=COUNTS, default=list(COUNTS))
+    parser.add_argument("--seed", type=int, default=0, help="of the first case")
+    parser.add_argument("--write", type=Path, help="Markdown file to write")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    tallies = []
+    for name in options.only:
+        start = time.perf_counter()
+        count = max(1, round(options.share * COUNTS[name]))
+        tally = importlib.import_module(name).run(count, options.seed)
+        tallies.append((tally, time.perf_counter() - start))
+        print(f"{tally}, {tallies[-1][1]:.0f} s in all", flush=True)
+        for kind in ("wrong", "raw", "late"):
+            for text in getattr(tally, kind):
+                print(f"  {kind}: {text}", flush=True)
+    if options.write is not None:
+        options.write.write_text(page(tallies, options.seed), encoding="utf-8")
+    return 0 if all(tally.sound for tally, _ in tallies) else 1
+
+
+def page(tallies: list[tuple[Tally, float]], seed: int) -> str:
+    """The counts as a page."""
+    rows = "\n".join(
+        f"| {t.cases} {t.what} | {len(t.wrong)} | {len(t.raw)} | {len(t.late)} | {t.refused} | "
+        f"{t.slowest:.2f} | {seconds:.0f} |"
+        for t, seconds in tallies
+    )
+    return f"""# Reliability
+
+Written by `python tests/fuzz/run.py --write docs/reliability.md`, seed {seed}, one thread:
+torch {torch.__version__}, numpy {np.__version__}, Python {platform.python_version()},
+{platform.system()} on {platform.machine()}, {os.cpu_count()} cores.
+
+A *wrong* case gave other numbers than its oracle, or changed what it was given. A *raw* error is
+one that does not name the argument, what came and what is allowed. *Over budget* is a case that
+took more processor time than it may. *Refused* cases got a clear error, as they should.
+
+| cases | wrong | raw errors | over budget | refused | slowest (s) | in all (s) |
+| --- | --- | --- | --- | --- | --- | --- |
+{rows}
+
+The oracles: layers against `nn.Conv2d` with the composed kernel, refusals and memory formats
+included; kernels against the composition computed anew, bounds against what the difference does to
+images; networks against themselves, twice in a row and on calls that the plan has not seen;
+damaged plans against the sound one; wavelets against pytorch_wavelets and dtcwt.
+"""
+
+
+if __name__ == "__main__":
+    sys.exit(main())
