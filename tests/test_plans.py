@@ -89,7 +89,7 @@ def test_tensors_that_share_memory_are_saved(planned, tmp_path):
     shared = replace(
         replacement,
         cascade=replace(replacement.cascade, stages=(*stages, *replacement.cascade.stages[1:])),
-        bias_shift=torch.zeros(4)[::2],
+        bias_shift=torch.zeros(4, dtype=torch.float64)[::2],
     )
     twice = replace(planned, replacements={1: shared, 2: shared})
     twice = replace(twice, entries=(twice.entries[0], twice.entries[1], twice.entries[1]))
@@ -104,7 +104,7 @@ def test_tensors_that_share_memory_are_saved(planned, tmp_path):
         lambda text: "",
         lambda text: "[]",
         lambda text: "3",
-        lambda text: text.replace('"format": 1', '"format": 99'),
+        lambda text: text.replace('"format": 2', '"format": 99'),
         lambda text: text.replace('"decision": "replaced"', '"decision": "perhaps"'),
         lambda text: text.replace('"entries"', '"items"'),
         lambda text: text.replace('"kernel_size"', '"ksize"'),

@@ -68,7 +68,7 @@ class CascadeConv2d(nn.Module):
     ) -> None:
         """Build the stages with torch's random start values."""
         super().__init__()
-        _check(geometry, structure)
+        check_fit(geometry, structure)
         for name, value in zip(_FORMATS, (memory_format, output_format), strict=True):
             if value not in (None, torch.contiguous_format, torch.channels_last):
                 raise ValueError(
@@ -255,8 +255,12 @@ def _convolutions(stages: Iterable[nn.Module]) -> list[nn.Conv2d]:
     return [stage for stage in stages if isinstance(stage, nn.Conv2d)]
 
 
-def _check(geometry: ConvGeometry, structure: Structure) -> None:
-    """Refuse a structure that computes something else than the convolution."""
+def check_fit(geometry: ConvGeometry, structure: Structure) -> None:
+    """Refuse a structure that computes something else than the convolution.
+
+    Raises:
+        ValueError: The channels, strides or groups are not the convolution's.
+    """
     first, last = structure.stages[0], structure.stages[-1]
     channels = (first.in_channels, last.out_channels)
     if channels != (geometry.in_channels, geometry.out_channels):

@@ -17,7 +17,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_structure
 
 from convfactor import calibration as calibration_data
-from convfactor.arguments import check_model, check_settings
+from convfactor.arguments import check_model, check_options
 from convfactor.calibration import Split
 from convfactor.errors import ToleranceError
 from convfactor.latency import compare
@@ -151,7 +151,7 @@ class _Job:
     ) -> _Job:
         """Check everything before any long work."""
         check_model(model)
-        check_settings(settings, select, checkpoint)
+        check_options(select, checkpoint)
         inputs = calibration_data.read_inputs("example_inputs", example_inputs)
         batches = None
         if calibration is not None:

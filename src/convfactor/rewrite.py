@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 from typing import TYPE_CHECKING, Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from convfactor import transforms
+from convfactor.digests import fingerprint as fingerprint
 from convfactor.errors import PlanMismatchError
 from convfactor.geometry import ConvGeometry
 from convfactor.layers import CascadeConv2d
@@ -18,14 +17,6 @@ from convfactor.sites import is_transform
 
 if TYPE_CHECKING:
     from convfactor.plans import Entry, Plan, Replacement
-
-
-def fingerprint(weight: Tensor) -> str:
-    """Digest of a weight's values, shape and dtype."""
-    plain = weight.detach().cpu().contiguous()
-    digest = hashlib.sha256(f"{plain.dtype}{tuple(plain.shape)}".encode())
-    digest.update(plain.flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def apply(model: nn.Module, plan: Plan) -> nn.Module:
