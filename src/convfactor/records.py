@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from convfactor.plans import Plan
 
 FORMAT = 2
-LARGEST = 4 << 20  # characters; a layer takes two thousand, and reading this many half a second
+LARGEST = 4 << 20  # characters; a layer takes two thousand
+MOST_VALUES = 1 << 18  # a layer takes a hundred; reading this many takes half a second
 SEAL = "sha256"
 
 
@@ -58,6 +59,8 @@ def read(text: str, kind: type[Plan]) -> tuple[Plan, str]:
     try:
         if len(text) > LARGEST:
             raise ValueError(f"it has {len(text)} characters, more than {LARGEST}")
+        if sum(map(text.count, ",[{")) > MOST_VALUES:
+            raise ValueError(f"it has more than {MOST_VALUES} values")
         record = json.loads(text, parse_constant=_refuse)
         found = record.pop("format", None) if isinstance(record, dict) else record
         if found != FORMAT:

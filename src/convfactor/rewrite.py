@@ -38,7 +38,7 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
         if entry.kind == "functional":
             weight = _tensor(model, entry.weight_name)
             inlined = isinstance(model, fx.GraphModule) and _calls(model, weight, entry.geometry)
-            owner = model if inlined else model.get_submodule(entry.owners[0])
+            owner = model if inlined else _owner(model, entry)
             forwards.setdefault(owner, []).append((entry, replacement, weight))
     new: dict[nn.Module, nn.Module] = {}
     for i, replacement in plan.replacements.items():
@@ -111,6 +111,17 @@ def _check(model: nn.Module, entry: Entry) -> None:
                 f"the weight that was planned, in {entry.dtype}; load the planned weights in that "
                 "dtype, or plan anew"
             )
+
+
+def _owner(model: nn.Module, entry: Entry) -> nn.Module:
+    """The module whose forward makes a call."""
+    try:
+        return model.get_submodule(entry.owners[0])
+    except AttributeError as error:
+        raise PlanMismatchError(
+            f"layer {entry.name}: the model has no module {entry.owners[0]!r}; apply the plan to "
+            "the model that was planned"
+        ) from error
 
 
 def _check_transform(model: nn.Module, entry: Entry) -> None:

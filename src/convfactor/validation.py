@@ -159,6 +159,8 @@ def _check_replaced(where: str, entry: Entry) -> None:
     for sides in (structure.span, geometry.extent):
         size = channels * math.prod(sides)
         _demand(size <= LARGEST_KERNEL, where, f"a kernel of {size} values is too large")
+    most = 4 * max(geometry.extent)
+    _demand(max(structure.span) <= most, where, f"a span of more than {most} pixels is too large")
     apart = any(
         not -span < offset < extent
         for span, offset, extent in zip(
