@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 
+import layers as drawn  # tests/fuzz
 import pytest
 import torch
 import torch.nn.functional as F
@@ -226,7 +227,14 @@ def test_equals_the_equivalent_kernel_at_every_pixel(case) -> None:
         value, expected = layer(x), conv(x)
         assert relative(value, expected) <= 1e-12
         assert value.dtype == expected.dtype
-        assert value.stride() == expected.stride() or not value.numel()
+        assert value.stride() == expected.stride()
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
+@settings(max_examples=200, deadline=None)
+@given(st.randoms(use_true_random=False))
+def test_answers_as_the_module_does_refusals_included(rng) -> None:
+    drawn.check(drawn.draw(rng))
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
@@ -472,6 +480,78 @@ def test_wrong_input_gets_torchs_errors() -> None:
             layer(torch.zeros(1, 3, 8, 8))
         with pytest.raises(RuntimeError, match=r"Expected 3D .* or 4D"):
             layer(torch.zeros(8, 8))
+
+
+@pytest.mark.parametrize("run", [None, torch.channels_last])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("padding", [0, 2, 3])
+@pytest.mark.parametrize("name", ["5x5", "far", "grouped", "even"])
+def test_images_without_pixels_are_refused_where_torch_does(name, padding, mode, run) -> None:
+    structure = STRUCTURES[name]
+    geometry = geometry_of(structure, padding=padding, padding_mode=mode)
+    conv = original(geometry, structure.random(0), None, padding)
+    layer = CascadeConv2d.from_conv(conv, structure.random(0), run)
+    answers = 0
+    for batch, height, width in product([(1,), (0,), ()], (0, 9), (0, 9)):
+        x = torch.zeros(*batch, geometry.in_channels, height, width, dtype=torch.float64)
+        try:
+            expected = conv(x)
+        except RuntimeError:
+            with pytest.raises(RuntimeError):
+                layer(x)
+        else:
+            answers += 1
+            value = layer(x)
+            assert (value.shape, value.stride()) == (expected.shape, expected.stride())
+    assert answers
+
+
+def test_an_image_without_height_gets_a_clear_error() -> None:
+    layer = CascadeConv2d(geometry_of(STRUCTURES["even"], padding="same"), STRUCTURES["even"])
+    with pytest.raises(RuntimeError, match=r"height and a width of at least 1 .* \(1, 2, 0, 5\)"):
+        layer(torch.zeros(1, 2, 0, 5))
+
+
+@pytest.mark.parametrize("value", [None, 3, [[1.0]], torch.zeros(1, 2, 9, 9).numpy()])
+@pytest.mark.parametrize("run", [None, torch.channels_last])
+def test_what_is_no_tensor_is_a_type_error(run, value) -> None:
+    for name in ("even", "strided first"):
+        structure = STRUCTURES[name]
+        layer = CascadeConv2d(geometry_of(structure), structure, memory_format=run)
+        with pytest.raises(TypeError):
+            layer(value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("weights", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("run", [None, torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(
+    "structure",
+    [
+        chain((1, 1, 4), {}, {}),
+        chain((3, 1, 4), {"kernel_size": (1, 1)}, {}),
+        chain((4, 6, 4), {}, {"groups": 2}),
+        chain((1, 4), {"kernel_size": (1, 1)}),
+        chain((4, 4, 4), {}, {}, groups=4),
+        chain((4, 4, 4), {"kernel_size": (1, 1)}, {}, groups=4),
+        chain((2, 4, 4), {}, {"groups": 4}),
+    ],
+    ids=str,
+)
+def test_single_pixels_and_empty_batches_keep_the_originals_strides(
+    structure, run, weights, dtype
+) -> None:
+    geometry = geometry_of(structure, (2, 2), padding=2)
+    cascade = structure.random(0)
+    conv = original(geometry, cascade, None, 2).to(dtype).to(memory_format=weights)
+    layer = CascadeConv2d.from_conv(conv, cascade, run)
+    for batch, size in product((0, 1, 2), (1, 3, 5)):
+        x = torch.zeros(batch, geometry.in_channels, size, size, dtype=dtype)
+        for y in (x, x.to(memory_format=torch.channels_last), x.mT):
+            if y.shape[2] + 4 >= geometry.extent[0]:
+                assert layer(y).stride() == conv(y).stride()
+                if batch == 1:
+                    assert layer(y[0]).stride() == conv(y[0]).stride()
 
 
 def test_refuses_what_does_not_fit() -> None:

@@ -113,3 +113,15 @@ def test_runs_in_onnxruntime(name: str, run, tmp_path: Path) -> None:
         x = image(*size)
         (value,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
         torch.testing.assert_close(torch.from_numpy(value), layer(x).detach())
+
+
+@pytest.mark.filterwarnings(
+    "ignore:.*torch.jit:DeprecationWarning", "ignore::torch.jit.TracerWarning"
+)
+def test_scripting_is_refused_with_the_way_out():
+    layer = build("reflect", None)
+    for model in (layer, torch.nn.Sequential(layer)):
+        with pytest.raises(TypeError, match=r"torch.jit.script can't compile .* torch.jit.trace"):
+            torch.jit.script(model)
+    x = image(2, 3, 9, 9)
+    torch.testing.assert_close(torch.jit.trace(layer, x)(x), layer(x))

@@ -378,6 +378,8 @@ BAD = [
     ({"calibration": [images()]}, ValueError, "calibration must hold at least two samples"),
     ({"calibration": batches(channels=3)}, ValueError, r"calibration batch 0 .*\(2, 3, 12, 12\)"),
     ({"calibration": [images(), images() * torch.nan]}, ValueError, "batch 1 must be finite"),
+    ({"example_inputs": images()[:0]}, ValueError, r"must hold values, .*\(0, 2, 12"),
+    ({"calibration": [images(), images()[:0]]}, ValueError, "batch 1 must hold values"),
     ({"model": "net"}, TypeError, r"model must be a torch.nn.Module, got str"),
     ({"model": broken()}, ValueError, r"finite weights, got Inf or NaN in 0.weight"),
     ({"model": locked()}, ValueError, r"model must be one that copy.deepcopy can copy.*; take"),

@@ -34,7 +34,9 @@ def pair():
     return model, fast
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings(
+    "ignore:.*torch.jit:DeprecationWarning", "ignore::torch.jit.TracerWarning"
+)
 @pytest.mark.parametrize("scale", [None, 3.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_compiles_and_exports(pair, scale, dtype):

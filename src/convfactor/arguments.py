@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import os
 from pathlib import Path
 
 import torch
 from torch import nn
 from torch._ops import OpOverload
-
-from convfactor.factorization import check_tolerance
-from convfactor.plans import Settings
 
 
 def check_model(model: nn.Module) -> None:
@@ -29,7 +25,7 @@ def check_model(model: nn.Module) -> None:
             isinstance(model, torch.jit.ScriptModule) or any(map(_is_scripted_conv, modules)),
             TypeError,
             "must not be scripted or traced by torch.jit: optimize the nn.Module first, then "
-            "script it",
+            "torch.export or torch.jit.trace the result",
         ),
         (
             any(map(_holds_exported_convolutions, modules)),
@@ -63,41 +59,11 @@ def _holds_exported_convolutions(module: nn.Module) -> bool:
     )
 
 
-def check_settings(settings: Settings, select: object, checkpoint: object) -> None:
-    """Refuse what is out of range."""
-    check_tolerance(settings.tolerance)
-    speedup, size, seed = settings.min_speedup, settings.min_kernel_size, settings.seed
+def check_options(select: object, checkpoint: object) -> None:
+    """Refuse a filter that can't be called, and a folder that can't be one."""
     path = Path(checkpoint) if isinstance(checkpoint, (str, os.PathLike)) else Path()
     file = next((p for p in (path, *path.parents) if p.exists() and not p.is_dir()), None)
-    objectives, structures = ("latency", "macs"), ("auto", "cascade")
     checks = (
-        (
-            _is(speedup, (int, float)) and 1 <= speedup < math.inf,
-            ValueError,
-            f"min_speedup must be a number >= 1, got {speedup!r}",
-        ),
-        (
-            _is(size, int) and size >= 4,
-            ValueError,
-            "min_kernel_size must be an int >= 4 (3x3 is what kernels are factorized into), "
-            f"got {size!r}",
-        ),
-        (
-            settings.objective in objectives,
-            ValueError,
-            f"objective must be one of {objectives}, got {settings.objective!r}",
-        ),
-        (
-            settings.structures in structures,
-            ValueError,
-            f"structures must be one of {structures}, got {settings.structures!r}",
-        ),
-        (_is(seed, int), TypeError, f"seed must be an int, got {seed!r}"),
-        (
-            _is(seed, int) and -(2**63) <= seed < 2**63,
-            ValueError,
-            f"seed must be an int of 64 bits, got {seed!r}",
-        ),
         (
             select is None or callable(select),
             TypeError,
@@ -113,8 +79,3 @@ def check_settings(settings: Settings, select: object, checkpoint: object) -> No
     for fine, error, message in checks:
         if not fine:
             raise error(message)
-
-
-def _is(value: object, kind: type | tuple[type, ...]) -> bool:
-    """Whether a value is a number of a kind; to Python a bool is one."""
-    return isinstance(value, kind) and not isinstance(value, bool)

@@ -107,6 +107,7 @@ def read_inputs(argument: str, value: Any) -> ModelInputs:
 
     Raises:
         TypeError: There is no tensor in it.
+        ValueError: All tensors in it are empty.
     """
     inputs = ModelInputs.read(value)
     if not inputs.tensors:
@@ -115,6 +116,12 @@ def read_inputs(argument: str, value: Any) -> ModelInputs:
         raise TypeError(
             f"{argument} must hold a tensor, such as torch.rand(1, 3, 24, 24), "
             f"got {_described(value)}" + ("; use torch.from_numpy" if arrays else "")
+        )
+    if not any(tensor.numel() for tensor in inputs.tensors):
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in inputs.tensors)
+        raise ValueError(
+            f"{argument} must hold values, got nothing but empty tensors of shape {shapes}; "
+            "leave it out, or give one with samples"
         )
     return inputs
 

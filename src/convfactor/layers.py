@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any, Protocol
 
@@ -9,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from convfactor import formats
 from convfactor.cascade import Cascade, Structure
 from convfactor.geometry import ConvGeometry
 from convfactor.weights import ComposedWeight
@@ -67,7 +69,7 @@ class CascadeConv2d(nn.Module):
     ) -> None:
         """Build the stages with torch's random start values."""
         super().__init__()
-        _check(geometry, structure)
+        check_fit(geometry, structure)
         for name, value in zip(_FORMATS, (memory_format, output_format), strict=True):
             if value not in (None, torch.contiguous_format, torch.channels_last):
                 raise ValueError(
@@ -99,6 +101,8 @@ class CascadeConv2d(nn.Module):
         extend, crop = [max(n, 0) for n in zeros], [min(n, 0) for n in zeros]
         # In this order: what is cropped may reach into what is added.
         self._zeros = [amounts for amounts in (extend, crop) if any(amounts)]
+        self._lone = geometry.groups == geometry.out_channels > 1
+        self._keeps_format = memory_format is None and _keeps_format(structure, self._lone)
         none = [0] * len(structure.stages)
         self.stages = nn.Sequential(
             *(
@@ -184,7 +188,7 @@ class CascadeConv2d(nn.Module):
             cascade.structure,
             bias=bias is not None,
             memory_format=memory_format,
-            output_format=torch.channels_last if _is_channels_last(weight) else None,
+            output_format=torch.channels_last if formats.is_channels_last(weight) else None,
             device="meta",  # draws no random weights
             dtype=weight.dtype,
         ).to_empty(device=weight.device)
@@ -255,25 +259,25 @@ class CascadeConv2d(nn.Module):
         """
         if self.padding_mode != "zeros":
             input = F.pad(input, self.geometry.padding, mode=self.padding_mode)
-        x = input
+        x = formats.with_pixels(input) if self._zeros else input
         for amounts in self._zeros:
             x = F.pad(x, amounts)
         if self.memory_format is not None:
-            x = _to_format(x, self.memory_format)
-        x = self.stages(x) if bias is None else self._biased(x, bias)
-        if self.memory_format is not None:
-            x = _to_original(x, input, self.output_format)
-        return x
-
-    def _biased(self, x: Tensor, bias: Tensor) -> Tensor:
-        """Run the stages, the last one with another bias."""
-        *hidden, last = _convolutions(self.stages)
+            x = formats.to_format(x, self.memory_format)
+        *hidden, last = self.stages
         for stage in hidden:
             x = stage(x)
-        if last.bias is not None:
-            bias = last.bias + bias
-        result: Tensor = last._conv_forward(x, last.weight, bias)
-        return result
+        x = last(x) if bias is None else _biased(last, x, bias)
+        return formats.as_original(
+            x, input, self.memory_format, self.output_format, self._lone, self._keeps_format
+        )
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """Refuse to be scripted: ``torch.jit.script`` asks here first."""
+        raise TypeError(
+            "torch.jit.script can't compile a CascadeConv2d; use torch.export, torch.compile or "
+            "torch.jit.trace"
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         """Name the formats, which torch.save can't write otherwise."""
@@ -300,13 +304,25 @@ class CascadeConv2d(nn.Module):
         return ", ".join(parts)
 
 
+def _biased(stage: nn.Module, x: Tensor, bias: Tensor) -> Tensor:
+    """Run a stage with a bias added to its own."""
+    assert isinstance(stage, nn.Conv2d)
+    total = bias if stage.bias is None else stage.bias + bias
+    result: Tensor = stage._conv_forward(x, stage.weight, total)
+    return result
+
+
 def _convolutions(stages: Iterable[nn.Module]) -> list[nn.Conv2d]:
     """List the stages as what they are."""
     return [stage for stage in stages if isinstance(stage, nn.Conv2d)]
 
 
-def _check(geometry: ConvGeometry, structure: Structure) -> None:
-    """Refuse a structure that computes something else than the convolution."""
+def check_fit(geometry: ConvGeometry, structure: Structure) -> None:
+    """Refuse a structure that computes something else than the convolution.
+
+    Raises:
+        ValueError: The channels, strides or groups are not the convolution's.
+    """
     first, last = structure.stages[0], structure.stages[-1]
     channels = (first.in_channels, last.out_channels)
     if channels != (geometry.in_channels, geometry.out_channels):
@@ -324,6 +340,20 @@ def _check(geometry: ConvGeometry, structure: Structure) -> None:
             f"structure has {structure.groups} independent groups, but the convolution has "
             f"{geometry.groups}; the groups of every stage must be a multiple of that"
         )
+
+
+def _keeps_format(structure: Structure, lone: bool) -> bool:
+    """Tell whether the stages pass on the format of images and weights as the original does.
+
+    The format of one pixel and one channel can't be seen from the strides, and some of torch's
+    backends, above all for 1x1 stages, run groups of one output channel one by one. Where the
+    original has such groups itself (``lone``), every stage has.
+    """
+    stages = structure.stages
+    if lone:
+        return min(min(stage.kernel_size) for stage in stages) > 1
+    several = all(stage.out_channels > stage.groups for stage in stages)
+    return several and math.prod(stages[-1].weight_shape[1:]) > 1
 
 
 def _extension(
@@ -344,13 +374,14 @@ def _share(amount: tuple[int, int], structure: Structure, axis: int) -> list[int
 
     No stage adds more than its kernel reaches: more is a slow path of oneDNN. Behind a stage of
     stride 1 the remainder can wait for the next stage; behind a strided one its place would depend
-    on the size of the input.
+    on the size of the input. Padding that holds the whole kernel lets an empty batch have no height
+    or width, of which a first stage of one tap can't make anything.
 
     Returns:
         Padding per stage, or None if the amount has to be added, or cropped, before the stages.
     """
     before, after = amount
-    if before != after or before < 0:
+    if before != after or not 0 <= 2 * before < structure.span[axis]:
         return None
     shares = []
     for stage in structure.stages:
@@ -360,39 +391,3 @@ def _share(amount: tuple[int, int], structure: Structure, axis: int) -> list[int
         if before and stage.stride[axis] > 1:
             return None
     return None if before else shares
-
-
-def _is_channels_last(x: Tensor) -> bool:
-    """Tell whether torch's convolutions take ``x`` for channels_last.
-
-    They judge by the order of the strides; ``is_contiguous`` says yes to both formats for a single
-    channel and no to both for a slice.
-    """
-    if x.dim() != 4:
-        return False
-    _, channels, height, width = x.shape
-    image, channel, row, col = x.stride()
-    return (
-        col >= channel * channels
-        and row >= col * width
-        and image >= row * height
-        and 0 < channel < row * height
-    )
-
-
-@torch.fx.wrap
-def _to_format(x: Tensor, memory_format: torch.memory_format) -> Tensor:
-    """Bring the input into a format, with a batch dimension; what is no image stays as it is."""
-    if x.dim() == 3:
-        x = x.unsqueeze(0)
-    return x.contiguous(memory_format=memory_format) if x.dim() == 4 else x
-
-
-@torch.fx.wrap
-def _to_original(x: Tensor, reference: Tensor, output_format: torch.memory_format | None) -> Tensor:
-    """Give the output the format and the dimensions the original's would have."""
-    if output_format is None:
-        like = _is_channels_last(reference)
-        output_format = torch.channels_last if like else torch.contiguous_format
-    x = x.to(memory_format=output_format)
-    return x.squeeze(0) if reference.dim() == 3 else x

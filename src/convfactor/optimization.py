@@ -14,7 +14,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_structure
 
 from convfactor import calibration as calibration_data
-from convfactor.arguments import check_model, check_settings
+from convfactor.arguments import check_model, check_options
 from convfactor.calibration import Split
 from convfactor.copies import copied, isolated, quiet, told
 from convfactor.errors import ToleranceError
@@ -149,7 +149,7 @@ class _Job:
     ) -> _Job:
         """Check everything before any long work."""
         check_model(model)
-        check_settings(settings, select, checkpoint)
+        check_options(select, checkpoint)
         inputs = calibration_data.read_inputs("example_inputs", example_inputs)
         batches = None
         if calibration is not None:

@@ -3,59 +3,35 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import math
 import operator
 import os
 import platform
 import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import cattrs
 import torch
-from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, override
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from convfactor import pages, report, rewrite
+from convfactor import pages, records, report, rewrite, storage
 from convfactor.bounds import Bounds
 from convfactor.cascade import Cascade, Structure
 from convfactor.copies import copied
+from convfactor.digests import digest
 from convfactor.errors import PlanMismatchError
 from convfactor.geometry import ConvGeometry
 from convfactor.latency import Timing
 from convfactor.layers import CascadeConv2d
 from convfactor.pricing import MemoryFormat
+from convfactor.settings import Settings as Settings
 from convfactor.sites import InputShape, Kind
+from convfactor.storage import PLAN_FILE as PLAN_FILE
+from convfactor.storage import WEIGHTS_FILE as WEIGHTS_FILE
+from convfactor.validation import check_tensors
 from convfactor.verification import OutputErrors
 
-FORMAT = 1
-PLAN_FILE, WEIGHTS_FILE = "plan.json", "cascades.safetensors"
-
 Decision = Literal["replaced", "kept"]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What the user asked for.
-
-    Attributes:
-        tolerance: Largest relative error of a layer.
-        objective: What is minimised: measured time, or multiplies.
-        min_speedup: Speed-up from which a replacement is worth it.
-        structures: Whether the separable pair may be taken as well as cascades of 3x3 stages.
-        min_kernel_size: Longer side from which a kernel is large.
-        seed: Seed of everything drawn at random.
-    """
-
-    tolerance: float = 1e-2
-    objective: Literal["latency", "macs"] = "latency"
-    min_speedup: float = 1.05
-    structures: Literal["auto", "cascade"] = "auto"
-    min_kernel_size: int = 5
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -283,29 +259,23 @@ class Plan:
 
     def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
         """Make the record that ``save`` keeps beside the weights, and write it to a file."""
-        record = {"format": FORMAT, **_converter().unstructure(self)}
-        return _written(json.dumps(record, indent=2, allow_nan=False) + "\n", path)
+        return _written(records.write(self, digest(self._tensors())), path)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the plan as JSON and its cascades as safetensors; no pickle.
 
-        Each file is replaced at once, so that an interrupted run leaves the older ones whole.
+        An older plan in the folder is replaced as a whole: whenever a run is interrupted, one of
+        the two can be read. The JSON holds digests of both files, so that a change is noticed.
 
         Args:
             folder: Made if it does not exist.
+
+        Raises:
+            OSError: The disk is full, or may not be written; an older plan stays as it was.
         """
-        path = Path(folder)
-        path.mkdir(parents=True, exist_ok=True)
-        tensors = {}
-        for i, replacement in self.replacements.items():
-            for j, stage in enumerate(replacement.cascade.stages):
-                tensors[f"{i}.stages.{j}.weight"] = _plain(stage.weight)
-            tensors[f"{i}.bias_shift"] = _plain(replacement.bias_shift)
-        with tempfile.TemporaryDirectory(dir=path) as scratch:
-            save_file(tensors, Path(scratch) / WEIGHTS_FILE)
-            self.to_json(Path(scratch) / PLAN_FILE)
-            for name in (WEIGHTS_FILE, PLAN_FILE):
-                os.replace(Path(scratch) / name, path / name)
+        tensors = self._tensors()
+        sha256 = digest(tensors)
+        storage.write(Path(folder), records.write(self, sha256), tensors, sha256)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Plan:
@@ -313,22 +283,26 @@ class Plan:
 
         Raises:
             FileNotFoundError: The folder does not hold a plan.
-            ValueError: The files are damaged, or of another format.
+            ValueError: The files are damaged, were changed, or are of another format.
         """
         path = Path(folder)
-        for name in (PLAN_FILE, WEIGHTS_FILE):
-            if not (path / name).is_file():
-                raise FileNotFoundError(f"folder must hold {PLAN_FILE} and {WEIGHTS_FILE}: {path}")
         try:
-            record = dict(json.loads((path / PLAN_FILE).read_text(encoding="utf-8")))
-            found = record.pop("format", None)
-            if found != FORMAT:
-                raise ValueError(f"format must be {FORMAT}, got {found!r}")
-            plan = _converter().structure(record, cls)
-            tensors = load_file(path / WEIGHTS_FILE)
+            plan, sha256 = records.read(storage.read_record(path), cls)
+            tensors = storage.read_tensors(path, sha256)
             return replace(plan, replacements=_replacements(plan.entries, tensors))
+        except FileNotFoundError:
+            raise
         except Exception as error:  # whatever a damaged file leads the readers to raise
             raise ValueError(f"{path} does not hold a plan that can be read: {error}") from error
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """The tensors to keep, by name."""
+        tensors = {}
+        for i, replacement in self.replacements.items():
+            for j, stage in enumerate(replacement.cascade.stages):
+                tensors[_weight_name(i, j)] = _plain(stage.weight)
+            tensors[_shift_name(i)] = _plain(replacement.bias_shift)
+        return tensors
 
     def _kernels(self, model: nn.Module) -> dict[int, Tensor]:
         """The original kernels of the replaced layers, by index into ``entries``."""
@@ -387,35 +361,30 @@ def _plain(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
 
 
+def _weight_name(index: int, stage: int) -> str:
+    """Name of a stage's weight in the file."""
+    return f"{index}.stages.{stage}.weight"
+
+
+def _shift_name(index: int) -> str:
+    """Name of a change of the bias in the file."""
+    return f"{index}.bias_shift"
+
+
 def _replacements(entries: tuple[Entry, ...], tensors: dict[str, Tensor]) -> dict[int, Replacement]:
-    """Pair the structures with their weights."""
+    """Pair the structures with their weights; none may be missing, and none be left."""
     found = {}
+    left = dict(tensors)
     for i, entry in enumerate(entries):
         if entry.replaced and entry.structure is not None:
-            weights = [
-                tensors[f"{i}.stages.{j}.weight"] for j in range(len(entry.structure.stages))
-            ]
-            cascade = entry.structure.cascade(weights)
-            found[i] = Replacement(cascade, tensors[f"{i}.bias_shift"])
+            names = [_weight_name(i, j) for j in range(len(entry.structure.stages))]
+            try:
+                weights = [left.pop(name) for name in names]
+                shift = left.pop(_shift_name(i))
+            except KeyError as error:
+                raise ValueError(f"the tensor {error} is missing") from error
+            check_tensors(entry.structure, entry.dtype, weights, shift)
+            found[i] = Replacement(entry.structure.cascade(weights), shift)
+    if left:
+        raise ValueError(f"the tensor {next(iter(left))!r} belongs to no entry")
     return found
-
-
-def _converter() -> cattrs.Converter:
-    """Converter to JSON's types; JSON has no infinity, so it is written as a string."""
-    converter = cattrs.Converter(forbid_extra_keys=True)
-
-    def write(value: float) -> Any:
-        return value if math.isfinite(value) else str(value)
-
-    converter.register_unstructure_hook(float, write)
-    elsewhere = override(omit=True)  # tensors are not for JSON
-    converter.register_unstructure_hook(
-        Plan, make_dict_unstructure_fn(Plan, converter, replacements=elsewhere)
-    )
-    converter.register_structure_hook(
-        Plan,
-        make_dict_structure_fn(
-            Plan, converter, _cattrs_forbid_extra_keys=True, replacements=elsewhere
-        ),
-    )
-    return converter

@@ -8,14 +8,13 @@ call is a node of its own, nodes are replaced.
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, fx, nn
 
 from convfactor import graphs, transforms
+from convfactor.digests import fingerprint as fingerprint
 from convfactor.errors import PlanMismatchError
 from convfactor.geometry import ConvGeometry
 from convfactor.layers import CascadeConv2d
@@ -24,14 +23,6 @@ from convfactor.weights import FactorizedWeight
 
 if TYPE_CHECKING:
     from convfactor.plans import Entry, Plan
-
-
-def fingerprint(weight: Tensor) -> str:
-    """Digest of a weight's values, shape and dtype."""
-    plain = weight.detach().cpu().contiguous()
-    digest = hashlib.sha256(f"{plain.dtype}{tuple(plain.shape)}".encode())
-    digest.update(plain.flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 # Makes the layer of an entry, named by its index, in place of a weight and a bias.
@@ -77,6 +68,13 @@ def _check(model: nn.Module, entry: Entry) -> None:
         _check_transform(model, entry)
         return
     names = [entry.weight_name]
+    modules = {name for name, _ in model.named_modules(remove_duplicate=False)}
+    missing = sorted({*entry.owners} - modules)
+    if missing and not isinstance(model, fx.GraphModule):
+        raise PlanMismatchError(
+            f"layer {entry.name}: the model has no module {missing[0]!r}; apply the plan to the "
+            "model that was planned"
+        )
     if entry.kind == "module":
         names = [f"{owner}.weight".lstrip(".") for owner in _owners(model, entry)]
     for name in names:

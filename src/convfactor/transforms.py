@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from convfactor import digests
 from convfactor.finding import Select
 from convfactor.inputs import ModelInputs
 from convfactor.latency import Timing, compare
@@ -100,9 +101,7 @@ def fingerprint(module: nn.Module) -> str:
     """Digest of a transform's filters and arguments."""
     digest = hashlib.sha256(f"{type(module).__name__} {_arguments(module)}".encode())
     for buffer in module.buffers():
-        digest.update(
-            buffer.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-        )
+        digest.update(digests.fingerprint(buffer).encode())
     return digest.hexdigest()
 
 
