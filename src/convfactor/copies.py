@@ -6,7 +6,6 @@ import contextlib
 import copy
 import io
 import random
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 
 from convfactor.trees import leaves
 
@@ -66,15 +66,13 @@ def reseed(seed: int) -> None:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Hold back what graphs print of errors that are handled."""
-    with contextlib.redirect_stderr(io.StringIO()) as held:
-        try:
-            yield
-        except BaseException:
-            held.truncate(0)
-            raise
-    sys.stderr.write(held.getvalue())
+def quiet(model: nn.Module) -> Iterator[None]:
+    """Hold back what ``torch.fx`` graphs in a model print of errors that are handled."""
+    if not any(isinstance(module, GraphModule) for module in model.modules()):
+        yield
+        return
+    with contextlib.redirect_stderr(io.StringIO()):
+        yield
 
 
 def told(error: Exception) -> str:

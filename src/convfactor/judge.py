@@ -36,13 +36,13 @@ class Probe(CascadeConv2d):
         self.fast, self.meter = fast, meter
         return self
 
-    def forward(self, input: Tensor, bias: Tensor | None = None) -> Tensor:
+    def convolve(self, input: Tensor, bias: Tensor | None) -> Tensor:
         """Run the original convolution, and the cascade beside it."""
-        true = super().forward(input, bias)
+        true = super().convolve(input, bias)
         self.calls += 1
         with contextlib.suppress(RuntimeError):  # transforms of torch.func let no value be read
             if true.numel():
-                self.meter.add(true, self.fast(input, bias))
+                self.meter.add(true, self.fast.convolve(input, bias))
         return true
 
 
@@ -103,7 +103,7 @@ class Judge:
     def _fault(self, chosen: Plan, limit: float) -> str | None:
         """What is wrong with a rewritten model."""
         try:
-            with quiet():
+            with quiet(self.model):
                 off = max(self.errors(chosen), default=0.0)
         except UnlikeError as unlike:
             return f"with it, {unlike}"
@@ -112,8 +112,8 @@ class Judge:
         if off <= limit:
             return None
         return (
-            f"with it the output is {off:.2%} off, far more than the replaced layers explain, "
-            "whose errors together are a part of that; the model may branch on its values"
+            f"with it the output is {off:.2%} off, where the errors of the layers explain at most "
+            f"{limit:.2%}; the model may branch on its values"
         )
 
     def _transparent(self, chosen: Plan) -> tuple[Plan, dict[int, float]]:
@@ -143,7 +143,7 @@ class Judge:
             return probe
 
         try:
-            with quiet():
+            with quiet(self.model):
                 model, control = copied(self.model), rewrite.apply(copied(self.model), chosen, make)
                 fault = difference(model, control, [self.inputs])
                 missing = next((i for i in probes if not _reached(chosen, i, probes[i])), None)

@@ -247,15 +247,23 @@ class CascadeConv2d(nn.Module):
             kernel = torch.einsum("groiyx,rs->grosiyx", blocks, eye).flatten(3, 4).flatten(0, 2)
         return kernel.to(weights[0].dtype)
 
-    def forward(self, input: Tensor, bias: Tensor | None = None) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Apply the cascade.
 
         Args:
             input: (N, C_in, H, W) or (C_in, H, W).
-            bias: (C_out,) to add to the layer's own; a functional call brings one.
 
         Returns:
             (N, C_out, H_out, W_out) or (C_out, H_out, W_out), as the original convolution.
+        """
+        return self.convolve(input, None)
+
+    def convolve(self, input: Tensor, bias: Tensor | None) -> Tensor:
+        """Apply the cascade as a functional call does, which brings its own bias.
+
+        Args:
+            input: (N, C_in, H, W) or (C_in, H, W).
+            bias: (C_out,) to add to the layer's own, or None.
         """
         if self.padding_mode != "zeros":
             input = F.pad(input, self.geometry.padding, mode=self.padding_mode)

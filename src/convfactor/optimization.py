@@ -246,7 +246,7 @@ def _form(inputs: ModelInputs) -> tuple[object, ...]:
 def _failure(model: nn.Module, inputs: ModelInputs) -> Exception | None:
     """What a model raises on its inputs."""
     try:
-        with quiet():
+        with quiet(model):
             inputs.run(model)
     except Exception as error:
         return error

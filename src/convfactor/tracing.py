@@ -111,7 +111,7 @@ def _entered(model: nn.Module, inputs: ModelInputs | None) -> GraphModule | None
         given = _given(model, inputs)
         while True:
             stand_in = copied(model, tuple(model.parameters()))
-            with isolated(0), quiet():
+            with isolated(0):
                 tracer = _Partial(stand_in, opaque, given)
                 graph = tracer.attempt()
             if not tracer.suspects:
@@ -138,7 +138,7 @@ def _given(model: nn.Module, inputs: ModelInputs | None) -> frozenset[str]:
 def _agrees(graph: GraphModule, model: nn.Module, inputs: ModelInputs) -> bool:
     """Whether a graph computes what its model does, twice in a row."""
     try:
-        with isolated(0), quiet():
+        with isolated(0), quiet(graph):
             return difference(copied(model), copied(graph), [inputs]) is None
     except Exception:  # whatever a graph raises that does not fit its model
         return False

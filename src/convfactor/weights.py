@@ -33,7 +33,7 @@ class Layer(Protocol):
     def composed(self) -> Tensor:
         """The kernel that the stages amount to."""
 
-    def __call__(self, input: Tensor, bias: Tensor | None = None) -> Tensor:
+    def convolve(self, input: Tensor, bias: Tensor | None) -> Tensor:
         """Run the stages, a bias added to the layer's own."""
 
 
@@ -145,7 +145,7 @@ class FactorizedWeight(ComposedWeight):
         """Convolve in a geometry, which may be another one than was planned."""
         layer = self._layer
         if geometry == layer.geometry:
-            return layer(x, bias)
+            return layer.convolve(x, bias)
         if layer.bias is not None:
             bias = layer.bias if bias is None else bias + layer.bias
         return convolution(x, layer.composed(), bias, geometry)
