@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from convfactor.wavelets.banded import Banded, apply
+from convfactor.wavelets.banded import apply
 from convfactor.wavelets.banks import Bank
 
 
@@ -25,32 +25,30 @@ def merge(low: Tensor | None, bands: Tensor | None, bank: Bank) -> Tensor:
         bands: Bands (N, 6, r / 2, c / 2, 2), real and imaginary parts last.
         bank: The level's filters.
     """
+    if not bank.fixed:
+        return _merge(low, bands, bank, False)
     image: Tensor = _Merge.apply(low, bands, bank, False)  # type: ignore[no-untyped-call]
     return image
 
 
 def split(image: Tensor, bank: Bank, with_bands: bool = True) -> tuple[Tensor, Tensor | None]:
     """Compute the lowpass and, if asked for, the six complex bands of an image (N, H, W)."""
-    low, bands = _Split.apply(image, bank, False, True, with_bands)  # type: ignore[no-untyped-call]
-    return low, bands
+    wanted = (True, with_bands)
+    parts: tuple[Tensor, ...] = (
+        _Split.apply(image, bank, False, wanted)  # type: ignore[no-untyped-call]
+        if bank.fixed
+        else _split(image, bank, False, wanted)
+    )
+    return parts[0], parts[1] if with_bands else None
 
 
 class _Merge(Function):
     @staticmethod
-    def forward(
-        ctx: Any, low: Tensor | None, bands: Tensor | None, bank: Bank, transposed: bool
-    ) -> Tensor:
-        ctx.bank, ctx.transposed = bank, transposed
-
+    def forward(low: Tensor | None, bands: Tensor | None, bank: Bank, transposed: bool) -> Tensor:
         def part(index: slice) -> tuple[Tensor]:
-            return (
-                _merge(
-                    None if low is None else low[index],
-                    None if bands is None else bands[index],
-                    bank,
-                    transposed,
-                ),
-            )
+            one = None if low is None else low[index]
+            other = None if bands is None else bands[index]
+            return (_merge(one, other, bank, transposed),)
 
         if low is not None:
             count, pixels = low.shape[0], low.shape[1] * low.shape[2]
@@ -60,52 +58,100 @@ class _Merge(Function):
         return _in_chunks(part, count, pixels, bank)[0]
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        wanted = ctx.needs_input_grad[:2]
-        grad = grad.to(ctx.bank.low.taps.weight.dtype)
-        low, bands = _Split.apply(  # type: ignore[no-untyped-call]
-            grad, ctx.bank, not ctx.transposed, *wanted
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, _, ctx.bank, ctx.transposed = inputs
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, Tensor | None, None, None]:
+        wanted = tuple(ctx.needs_input_grad[:2])
+        if grad is None:
+            return None, None, None, None
+        parts = iter(
+            _Split.apply(  # type: ignore[no-untyped-call]
+                grad.to(ctx.bank.dtype), ctx.bank, not ctx.transposed, wanted
+            )
         )
+        low, bands = (next(parts) if one else None for one in wanted)
         return low, bands, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, low: Tensor | None, bands: Tensor | None, *_: None) -> Tensor:
+        image: Tensor = _Merge.apply(  # type: ignore[no-untyped-call]
+            low, bands, ctx.bank, ctx.transposed
+        )
+        return image
+
+    @staticmethod
+    def vmap(
+        info: Any,
+        in_dims: tuple[int | None, ...],
+        low: Tensor | None,
+        bands: Tensor | None,
+        bank: Bank,
+        transposed: bool,
+    ) -> tuple[Tensor, int]:
+        folded = (
+            None if one is None else _fold(one, dim, info.batch_size)
+            for one, dim in zip((low, bands), in_dims, strict=False)
+        )
+        image = _Merge.apply(*folded, bank, transposed)  # type: ignore[no-untyped-call]
+        return image.unflatten(0, (info.batch_size, -1)), 0
 
 
 class _Split(Function):
     @staticmethod
     def forward(
-        ctx: Any, image: Tensor, bank: Bank, transposed: bool, with_low: bool, with_bands: bool
-    ) -> tuple[Tensor | None, Tensor | None]:
-        ctx.bank, ctx.transposed = bank, transposed
-        ctx.set_materialize_grads(False)
-
+        image: Tensor, bank: Bank, transposed: bool, wanted: tuple[bool, bool]
+    ) -> tuple[Tensor, ...]:
         def part(index: slice) -> tuple[Tensor, ...]:
-            return _split(image[index], bank, transposed, with_low, with_bands)
+            return _split(image[index], bank, transposed, wanted)
 
-        parts = list(_in_chunks(part, image.shape[0], image.shape[1] * image.shape[2], bank))
-        low = parts.pop(0) if with_low else None
-        return low, parts.pop(0) if with_bands else None
+        return _in_chunks(part, image.shape[0], image.shape[1] * image.shape[2], bank)
 
     @staticmethod
-    def backward(
-        ctx: Any, low: Tensor | None, bands: Tensor | None
-    ) -> tuple[Tensor | None, None, None, None, None]:
-        if low is None and bands is None:
-            return None, None, None, None, None
-        dtype = ctx.bank.low.taps.weight.dtype
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        _, ctx.bank, ctx.transposed, ctx.wanted = inputs
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, None, None, None]:
+        if all(grad is None for grad in grads):
+            return None, None, None, None
+        parts = iter(None if grad is None else grad.to(ctx.bank.dtype) for grad in grads)
+        low, bands = (next(parts) if one else None for one in ctx.wanted)
         image = _Merge.apply(  # type: ignore[no-untyped-call]
-            None if low is None else low.to(dtype),
-            None if bands is None else bands.to(dtype),
-            ctx.bank,
-            not ctx.transposed,
+            low, bands, ctx.bank, not ctx.transposed
         )
-        return image, None, None, None, None
+        return image, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, image: Tensor, *_: None) -> tuple[Tensor, ...]:
+        parts: tuple[Tensor, ...] = _Split.apply(  # type: ignore[no-untyped-call]
+            image, ctx.bank, ctx.transposed, ctx.wanted
+        )
+        return parts
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int | None, ...], image: Tensor, *rest: Any
+    ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+        folded = _fold(image, in_dims[0], info.batch_size)
+        parts = _Split.apply(folded, *rest)  # type: ignore[no-untyped-call]
+        unfolded = tuple(part.unflatten(0, (info.batch_size, -1)) for part in parts)
+        return unfolded, (0,) * len(unfolded)
+
+
+def _fold(tensor: Tensor, dim: int | None, size: int) -> Tensor:
+    """Images of a vmap as one batch: every level works on each image by itself."""
+    moved = tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+    return moved.flatten(0, 1)
 
 
 def _in_chunks(
     function: Callable[[slice], tuple[Tensor, ...]], count: int, pixels: int, bank: Bank
 ) -> tuple[Tensor, ...]:
     """Run over the images a few at a time, so that intermediate results stay in the cache."""
-    if torch.compiler.is_compiling():
-        return function(slice(None))
     step = max(1, bank.sizes.chunk // max(1, pixels))
     if count <= step:
         return function(slice(None))
@@ -123,43 +169,43 @@ def _merge(low: Tensor | None, bands: Tensor | None, bank: Bank, transposed: boo
     lh = hl = hh = None
     if bands is not None:
         lh, hh, hl = (_quads(bands[:, k], bands[:, 5 - k]) for k in range(3))
-    given = low if low is not None else lh
-    assert given is not None
-    low_filter, high_filter, half_filter = _operators(bank, given.shape[-2], transposed)
-    low_rows = _sum(-2, (low_filter, low), (half_filter, lh))
-    high_rows = _sum(-2, (low_filter, hl), (high_filter, hh))
-    low_filter, _, half_filter = _operators(bank, given.shape[-1], transposed)
-    image = _sum(-1, (low_filter, low_rows), (half_filter, high_rows))
+
+    def add(axis: int, **signals: Tensor | None) -> Tensor | None:
+        given = {name: signal for name, signal in signals.items() if signal is not None}
+        if not given:
+            return None
+        size = next(iter(given.values())).shape[axis]
+        return apply(bank.operator(tuple(given), size, transposed), list(given.values()), axis)
+
+    low_rows = add(-2, low=low, half=lh)
+    if bank.diagonal:
+        high_rows, band_rows = add(-2, low=hl), add(-2, band=hh)
+    else:
+        high_rows, band_rows = add(-2, low=hl, high=hh), None
+    image = add(-1, low=low_rows, half=high_rows, half_band=band_rows)
     assert image is not None
     return image
 
 
 def _split(
-    image: Tensor, bank: Bank, transposed: bool, with_low: bool, with_bands: bool
+    image: Tensor, bank: Bank, transposed: bool, wanted: tuple[bool, bool]
 ) -> tuple[Tensor, ...]:
-    low_filter, _, half_filter = _operators(bank, image.shape[-1], transposed)
-    low_rows = apply([low_filter], [image], -1)
-    high_rows = apply([half_filter], [image], -1) if with_bands else None
-    low_filter, high_filter, half_filter = _operators(bank, image.shape[-2], transposed)
-    results = (apply([low_filter], [low_rows], -2),) if with_low else ()
-    if high_rows is not None:
-        lh = _pair(apply([half_filter], [low_rows], -2))
-        hl = _pair(apply([low_filter], [high_rows], -2))
-        hh = _pair(apply([high_filter], [high_rows], -2))
-        bands = torch.stack((lh[0], hh[0], hl[0], hl[1], hh[1], lh[1]), dim=1)
-        results = (*results, bands)
-    return results
+    def filtered(name: str, signal: Tensor, axis: int) -> Tensor:
+        return apply(bank.operator((name,), signal.shape[axis], transposed), [signal], axis)
 
-
-def _operators(bank: Bank, size: int, transposed: bool) -> tuple[Banded | Tensor, ...]:
-    filters = (bank.low, bank.high, bank.half)
-    return tuple(one.operator(size, transposed, bank.sizes.whole) for one in filters)
-
-
-def _sum(axis: int, *terms: tuple[Banded | Tensor, Tensor | None]) -> Tensor | None:
-    operators = [operator for operator, signal in terms if signal is not None]
-    signals = [signal for _, signal in terms if signal is not None]
-    return apply(operators, signals, axis) if signals else None
+    with_low, with_bands = wanted
+    low_rows = filtered("low", image, -1)
+    results = (filtered("low", low_rows, -2),) if with_low else ()
+    if not with_bands:
+        return results
+    high_rows = filtered("half", image, -1)
+    lh = _pair(filtered("half", low_rows, -2))
+    hl = _pair(filtered("low", high_rows, -2))
+    if bank.diagonal:
+        hh = _pair(filtered("band", filtered("half_band", image, -1), -2))
+    else:
+        hh = _pair(filtered("high", high_rows, -2))
+    return (*results, torch.stack((lh[0], hh[0], hl[0], hl[1], hh[1], lh[1]), dim=1))
 
 
 def _quads(first: Tensor, second: Tensor) -> Tensor:
