@@ -88,7 +88,10 @@ def tensor(name: str, given: Any, like: Tensor) -> None:
     """
     if not isinstance(given, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(given).__name__}")
-    if given.layout != torch.strided or given.is_nested:
+    dense = given.layout == torch.strided and not given.is_nested
+    if dense and given.dtype == like.dtype and given.device == like.device:
+        return
+    if not dense:
         layout = "nested" if given.is_nested else given.layout
         raise TypeError(f"{name} must be a dense tensor, got a {layout} one: use {name}.to_dense()")
     if given.device != like.device:
@@ -96,8 +99,6 @@ def tensor(name: str, given: Any, like: Tensor) -> None:
             f"{name} is on {given.device}, but the filters are on {like.device}: "
             f"move one, by {name}.to({str(like.device)!r}) or module.to({str(given.device)!r})"
         )
-    if given.dtype == like.dtype:
-        return
     low = given.dtype in LOW_PRECISION and like.dtype in LOW_PRECISION
     if low and torch.is_autocast_enabled(given.device.type):
         return

@@ -205,7 +205,9 @@ def _checked(
 
 
 def _absent(given: Any) -> bool:
-    return given is None or (isinstance(given, Tensor) and given.shape in ((), (0,)))
+    if given is None:
+        return True
+    return isinstance(given, Tensor) and (given.ndim == 0 or given.shape == (0,))
 
 
 def _lowpass(low: Any, like: Tensor) -> Tensor:

@@ -76,7 +76,7 @@ def banks(filters: Sequence[Tensor], settings: Settings) -> Banks:
         TypeError: If they are not floating-point tensors of one dtype.
         ValueError: If they are not on one device, or of lengths that do not fit.
     """
-    if _traced() or not all(map(_settled, filters)):
+    if _traced() or not _settled(filters):
         return _followed(filters, settings)
     first = filters[0]
     kept: dict[tuple[object, ...], _Kept] = _kept.setdefault(first, {})
@@ -98,26 +98,31 @@ def _traced() -> bool:
     return torch.compiler.is_compiling() or tracing
 
 
-def _settled(tensor: Tensor) -> bool:
-    """Whether a filter is a plain value that no derivative, batch or mode of torch follows."""
-    return (
-        type(tensor) in (Tensor, nn.Parameter)
-        and not (tensor.requires_grad and torch.is_grad_enabled())
-        and (tensor.is_cpu or not (tensor.is_meta or tensor.is_inference()))
-        and torch._C._len_torch_dispatch_stack() == 0
-        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
-        and forward_ad.unpack_dual(tensor).tangent is None
-    )
+def _settled(filters: Sequence[Tensor]) -> bool:
+    """Whether filters are plain values that no derivative, batch or mode of torch follows."""
+    if torch._C._len_torch_dispatch_stack():
+        return False
+    recorded = torch.is_grad_enabled()
+    for one in filters:
+        if type(one) not in (Tensor, nn.Parameter) or (recorded and one.requires_grad):
+            return False
+        if not one.is_cpu and (one.is_meta or one.is_inference()):
+            return False
+        if torch._C._functorch.is_functorch_wrapped_tensor(one):
+            return False
+        if forward_ad.unpack_dual(one).tangent is not None:
+            return False
+    return True
 
 
 def _unchanged(kept: _Kept, filters: Sequence[Tensor]) -> bool:
-    pairs = zip(kept.filters, filters, strict=True)
-    if kept.versions:
-        return kept.versions == _versions(filters) and all(one is other for one, other in pairs)
-    return all(
-        one.dtype == other.dtype and one.device == other.device and torch.equal(one, other)
-        for one, other in pairs
-    )
+    for one, other in zip(kept.filters, filters, strict=True):
+        if kept.versions:
+            if one is not other:
+                return False
+        elif one.dtype != other.dtype or not other.is_cpu or not torch.equal(one, other):
+            return False
+    return not kept.versions or kept.versions == _versions(filters)
 
 
 def _versions(filters: Sequence[Tensor]) -> tuple[tuple[int, int], ...]:
