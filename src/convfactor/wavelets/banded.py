@@ -34,24 +34,38 @@ class Taps(NamedTuple):
     symmetric: bool
 
     def matrix(self, size: int) -> Tensor:
-        """The filter on signals of `size` samples: (size * phases / cols, size)."""
-        weight = self.weight
-        phases, length = weight.shape
-        count = size // self.cols
-        device = weight.device
-        periods = torch.arange(0, self.cols * count, self.cols, device=device)
-        starts = torch.stack([periods + start for start in self.starts], dim=1)
-        taps = torch.arange(0, self.spacing * length, self.spacing, device=device)
-        index = (starts[..., None] + taps).reshape(count * phases, length)
-        values = weight.repeat(count, 1)
-        if self.symmetric:
-            index = torch.remainder(index, 2 * size)
-            index = torch.minimum(index, 2 * size - 1 - index)
-        else:
-            values = values * ((index >= 0) & (index < size)).to(values.dtype)
-            index = index.clamp(0, size - 1)
-        matrix = torch.zeros(count * phases, size, dtype=weight.dtype, device=device)
-        return matrix.scatter_add(1, index, values)
+        """The filter on signals of `size` samples: (size * phases / cols, size).
+
+        Every entry gathers the taps that read its sample, by itself or through a mirror: no entry
+        is written twice, which compiles to one loop.
+        """
+        phases, length = self.weight.shape
+        device = self.weight.device
+        periods = torch.arange(0, size // self.cols * self.cols, self.cols, device=device)
+        starts = torch.stack([periods + start for start in self.starts], dim=1).reshape(-1, 1)
+        phase = torch.arange(starts.shape[0], device=device).remainder(phases)[:, None] * length
+        taps = self.weight.reshape(-1)
+        matrix = torch.zeros(starts.shape[0], size, dtype=taps.dtype, device=device)
+        for samples in self._images(size):
+            offset = samples - starts
+            tap = torch.div(offset, self.spacing, rounding_mode="floor")
+            read = (tap >= 0) & (tap < length) & (tap * self.spacing == offset)
+            values = taps[tap.clamp(0, length - 1) + phase]
+            matrix = matrix + torch.where(read, values, torch.zeros_like(values))
+        return matrix
+
+    def _images(self, size: int) -> list[Tensor]:
+        """The samples, and their mirror images wherever a tap reads: vectors of `size`."""
+        samples = torch.arange(size, device=self.weight.device)
+        if not self.symmetric:
+            return [samples]
+        first = min(self.starts)
+        last = size - self.cols + max(self.starts) + self.spacing * (self.weight.shape[1] - 1)
+        images = []
+        for image, low, high in ((samples, 0, size - 1), (-1 - samples, -size, -1)):
+            begin, end = -((high - first) // (2 * size)), (last - low) // (2 * size)
+            images += [image + 2 * size * turn for turn in range(begin, end + 1)]
+        return images
 
     @property
     def reach(self) -> int:

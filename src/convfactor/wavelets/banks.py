@@ -66,7 +66,9 @@ class Bank:
         self._layouts = [
             layout(taps["low"], sizes.tile, reach, transposed) for transposed in (False, True)
         ]
-        self._made: dict[tuple[object, ...], Banded | Tensor] = {}
+        # A graph has no memory, and merges what is equal by itself.
+        compiling = torch.compiler.is_compiling()
+        self._made: dict[tuple[object, ...], Banded | Tensor] | None = None if compiling else {}
 
     def operator(self, names: tuple[str, ...], size: int, transposed: bool) -> Banded | Tensor:
         """Filters side by side, for an input of `size` samples: whole where that is shorter.
@@ -80,14 +82,15 @@ class Bank:
         whole = size // shape.cols * shape.rows < self.sizes.whole or shape.tiles(size) <= 0
         length = size if whole else shape.tail(size)
         key = (names, length, whole, transposed)
-        if key in self._made:
+        if self._made is not None and key in self._made:
             return self._made[key]
         if len(names) > 1:
             parts = [self.operator((name,), size, transposed) for name in names]
         else:
             parts = [self._matrix(self._taps[names[0]], shape, length, whole, transposed)]
         made = beside(parts)
-        self._made[key] = made
+        if self._made is not None:
+            self._made[key] = made
         return made
 
     def _matrix(

@@ -27,19 +27,32 @@ def merge(low: Tensor | None, bands: Tensor | None, bank: Bank) -> Tensor:
     """
     if not bank.fixed:
         return _merge(low, bands, bank, False)
-    image: Tensor = _Merge.apply(low, bands, bank, False)  # type: ignore[no-untyped-call]
-    return image
+    return _apply_merge(low, bands, bank, False)
 
 
 def split(image: Tensor, bank: Bank, with_bands: bool = True) -> tuple[Tensor, Tensor | None]:
     """Compute the lowpass and, if asked for, the six complex bands of an image (N, H, W)."""
     wanted = (True, with_bands)
-    parts: tuple[Tensor, ...] = (
-        _Split.apply(image, bank, False, wanted)  # type: ignore[no-untyped-call]
-        if bank.fixed
-        else _split(image, bank, False, wanted)
-    )
+    run = _apply_split if bank.fixed else _split
+    parts = run(image, bank, False, wanted)
     return parts[0], parts[1] if with_bands else None
+
+
+def _apply_merge(low: Tensor | None, bands: Tensor | None, bank: Bank, transposed: bool) -> Tensor:
+    # Dynamo refuses functions with a rule for forward mode.
+    kind = _Merge if torch.compiler.is_compiling() else _AnyMerge
+    image: Tensor = kind.apply(low, bands, bank, transposed)  # type: ignore[no-untyped-call]
+    return image
+
+
+def _apply_split(
+    image: Tensor, bank: Bank, transposed: bool, wanted: tuple[bool, bool]
+) -> tuple[Tensor, ...]:
+    kind = _Split if torch.compiler.is_compiling() else _AnySplit
+    parts: tuple[Tensor, ...] = kind.apply(  # type: ignore[no-untyped-call]
+        image, bank, transposed, wanted
+    )
+    return parts
 
 
 class _Merge(Function):
@@ -67,20 +80,18 @@ class _Merge(Function):
         wanted = tuple(ctx.needs_input_grad[:2])
         if grad is None:
             return None, None, None, None
-        parts = iter(
-            _Split.apply(  # type: ignore[no-untyped-call]
-                grad.to(ctx.bank.dtype), ctx.bank, not ctx.transposed, wanted
-            )
-        )
+        grad = grad.to(ctx.bank.dtype)
+        parts = iter(_apply_split(grad, ctx.bank, not ctx.transposed, wanted))
         low, bands = (next(parts) if one else None for one in wanted)
         return low, bands, None, None
 
+
+class _AnyMerge(_Merge):
+    """Linear: tangents go the way of values, and batches of batches are batches."""
+
     @staticmethod
     def jvp(ctx: Any, low: Tensor | None, bands: Tensor | None, *_: None) -> Tensor:
-        image: Tensor = _Merge.apply(  # type: ignore[no-untyped-call]
-            low, bands, ctx.bank, ctx.transposed
-        )
-        return image
+        return _apply_merge(low, bands, ctx.bank, ctx.transposed)
 
     @staticmethod
     def vmap(
@@ -91,11 +102,11 @@ class _Merge(Function):
         bank: Bank,
         transposed: bool,
     ) -> tuple[Tensor, int]:
-        folded = (
+        low, bands = (
             None if one is None else _fold(one, dim, info.batch_size)
-            for one, dim in zip((low, bands), in_dims, strict=False)
+            for one, dim in zip((low, bands), in_dims[:2], strict=True)
         )
-        image = _Merge.apply(*folded, bank, transposed)  # type: ignore[no-untyped-call]
+        image = _apply_merge(low, bands, bank, transposed)
         return image.unflatten(0, (info.batch_size, -1)), 0
 
 
@@ -120,24 +131,23 @@ class _Split(Function):
             return None, None, None, None
         parts = iter(None if grad is None else grad.to(ctx.bank.dtype) for grad in grads)
         low, bands = (next(parts) if one else None for one in ctx.wanted)
-        image = _Merge.apply(  # type: ignore[no-untyped-call]
-            low, bands, ctx.bank, not ctx.transposed
-        )
+        image = _apply_merge(low, bands, ctx.bank, not ctx.transposed)
         return image, None, None, None
+
+
+class _AnySplit(_Split):
+    """See `_AnyMerge`."""
 
     @staticmethod
     def jvp(ctx: Any, image: Tensor, *_: None) -> tuple[Tensor, ...]:
-        parts: tuple[Tensor, ...] = _Split.apply(  # type: ignore[no-untyped-call]
-            image, ctx.bank, ctx.transposed, ctx.wanted
-        )
-        return parts
+        return _apply_split(image, ctx.bank, ctx.transposed, ctx.wanted)
 
     @staticmethod
     def vmap(
         info: Any, in_dims: tuple[int | None, ...], image: Tensor, *rest: Any
     ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
         folded = _fold(image, in_dims[0], info.batch_size)
-        parts = _Split.apply(folded, *rest)  # type: ignore[no-untyped-call]
+        parts = _apply_split(folded, *rest)
         unfolded = tuple(part.unflatten(0, (info.batch_size, -1)) for part in parts)
         return unfolded, (0,) * len(unfolded)
 
@@ -152,6 +162,8 @@ def _in_chunks(
     function: Callable[[slice], tuple[Tensor, ...]], count: int, pixels: int, bank: Bank
 ) -> tuple[Tensor, ...]:
     """Run over the images a few at a time, so that intermediate results stay in the cache."""
+    if torch.compiler.is_compiling():
+        return function(slice(None))
     step = max(1, bank.sizes.chunk // max(1, pixels))
     if count <= step:
         return function(slice(None))

@@ -146,7 +146,8 @@ def _followed(filters: Sequence[Tensor], settings: Settings) -> Banks:
     check_filters(settings.names, filters)
     dtype = filters[0].dtype
     exact = [one.to(torch.promote_types(dtype, torch.float32)) for one in filters]
-    return _build(exact, settings, dtype, filters[0].device, fixed=False)
+    fixed = torch.compiler.is_compiling() and not any(one.requires_grad for one in filters)
+    return _build(exact, settings, dtype, filters[0].device, fixed)
 
 
 def _build(
