@@ -9,7 +9,7 @@ matrix product; signals too short for tiles take the whole matrix.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -44,28 +44,24 @@ class Taps(NamedTuple):
         periods = torch.arange(0, size // self.cols * self.cols, self.cols, device=device)
         starts = torch.stack([periods + start for start in self.starts], dim=1).reshape(-1, 1)
         phase = torch.arange(starts.shape[0], device=device).remainder(phases)[:, None] * length
-        taps = self.weight.reshape(-1)
-        matrix = torch.zeros(starts.shape[0], size, dtype=taps.dtype, device=device)
-        for samples in self._images(size):
-            offset = samples - starts
-            tap = torch.div(offset, self.spacing, rounding_mode="floor")
-            read = (tap >= 0) & (tap < length) & (tap * self.spacing == offset)
-            values = taps[tap.clamp(0, length - 1) + phase]
-            matrix = matrix + torch.where(read, values, torch.zeros_like(values))
-        return matrix
+        offset = self._images(size) - starts
+        tap = torch.div(offset, self.spacing, rounding_mode="floor")
+        read = (tap >= 0) & (tap < length) & (tap * self.spacing == offset)
+        values = self.weight.reshape(-1)[tap.clamp(0, length - 1) + phase]
+        return (values * read.to(values.dtype)).sum(0)
 
-    def _images(self, size: int) -> list[Tensor]:
-        """The samples, and their mirror images wherever a tap reads: vectors of `size`."""
+    def _images(self, size: int) -> Tensor:
+        """The samples, and their mirror images wherever a tap reads: (images, 1, size)."""
         samples = torch.arange(size, device=self.weight.device)
         if not self.symmetric:
-            return [samples]
+            return samples[None, None]
         first = min(self.starts)
         last = size - self.cols + max(self.starts) + self.spacing * (self.weight.shape[1] - 1)
         images = []
         for image, low, high in ((samples, 0, size - 1), (-1 - samples, -size, -1)):
             begin, end = -((high - first) // (2 * size)), (last - low) // (2 * size)
             images += [image + 2 * size * turn for turn in range(begin, end + 1)]
-        return images
+        return torch.stack(images)[:, None]
 
     @property
     def reach(self) -> int:
@@ -166,6 +162,14 @@ def beside(operators: Sequence[Banded | Tensor]) -> Banded | Tensor:
         torch.cat(parts, dim=1) for parts in zip(*(block[:3] for block in blocks), strict=True)
     )
     return Banded(first, tile, last, blocks[0].layout)
+
+
+def each(operator: Banded | Tensor, function: Callable[[Tensor], Tensor]) -> Banded | Tensor:
+    """Replace every matrix of an operator."""
+    if isinstance(operator, Tensor):
+        return function(operator)
+    first, tile, last, shape = operator
+    return Banded(function(first), function(tile), function(last), shape)
 
 
 def apply(operator: Banded | Tensor, signals: Sequence[Tensor], axis: int) -> Tensor:

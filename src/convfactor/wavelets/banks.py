@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from convfactor.wavelets.banded import Banded, Layout, Taps, beside, cut, layout
+from convfactor.wavelets.banded import Banded, Taps, beside, cut, each, layout
+
+SCALED = {"half": "high", "half_band": "band"}
 
 
 class Sizes(NamedTuple):
@@ -58,17 +60,31 @@ class Bank:
         self.diagonal = "band" in taps
         self._device = device
         self._taps = dict(taps)
-        for name, source in (("half", "high"), ("half_band", "band")):
-            if source in taps:
-                weight = taps[source].weight / math.sqrt(2)
-                self._taps[name] = taps[source]._replace(weight=weight)
         reach = max(one.reach for one in taps.values())
         self._layouts = [
             layout(taps["low"], sizes.tile, reach, transposed) for transposed in (False, True)
         ]
-        # A graph has no memory, and merges what is equal by itself.
-        compiling = torch.compiler.is_compiling()
-        self._made: dict[tuple[object, ...], Banded | Tensor] | None = None if compiling else {}
+        self._made: dict[tuple[object, ...], Banded | Tensor] = {}
+        self._open = True
+
+    def complete(self, sizes: Iterable[int], adjoints: bool) -> None:
+        """Make all filters for signals of these sizes, and keep no more from then on.
+
+        A compiled graph hands what is made here to a function with a gradient of its own, but
+        cannot keep what is made inside.
+
+        Args:
+            sizes: Samples of the signals.
+            adjoints: Whether to make the adjoints as well.
+        """
+        self._open = True
+        rows, cols = self._layouts[False][:2]
+        for size in sizes:
+            for name in ("low", "high", "half", *(("band", "half_band") * self.diagonal)):
+                self.operator((name,), size, False)
+                if adjoints:
+                    self.operator((name,), size // cols * rows, True)
+        self._open = False
 
     def operator(self, names: tuple[str, ...], size: int, transposed: bool) -> Banded | Tensor:
         """Filters side by side, for an input of `size` samples: whole where that is shorter.
@@ -82,29 +98,37 @@ class Bank:
         whole = size // shape.cols * shape.rows < self.sizes.whole or shape.tiles(size) <= 0
         length = size if whole else shape.tail(size)
         key = (names, length, whole, transposed)
-        if self._made is not None and key in self._made:
+        if key in self._made:
             return self._made[key]
         if len(names) > 1:
-            parts = [self.operator((name,), size, transposed) for name in names]
+            made = beside([self.operator((name,), size, transposed) for name in names])
         else:
-            parts = [self._matrix(self._taps[names[0]], shape, length, whole, transposed)]
-        made = beside(parts)
-        if self._made is not None:
+            exact = self._exact(SCALED.get(names[0], names[0]), length, whole, transposed)
+            made = each(exact, lambda block: self._moved(block, names[0] in SCALED))
+        if self._open:
             self._made[key] = made
         return made
 
-    def _matrix(
-        self, taps: Taps, shape: Layout, length: int, whole: bool, transposed: bool
-    ) -> Banded | Tensor:
-        def move(tensor: Tensor) -> Tensor:
-            return tensor.to(self._device, self.dtype)
+    def _exact(self, name: str, length: int, whole: bool, transposed: bool) -> Banded | Tensor:
+        """A filter in the precision that it came in."""
+        key = (name, length, whole, transposed)
+        if key in self._made:
+            return self._made[key]
+        shape, taps = self._layouts[transposed], self._taps[name]
+        made: Banded | Tensor
+        if not whole:
+            made = cut(taps, shape, length, transposed)
+        elif transposed:
+            made = taps.matrix(length // shape.cols * shape.rows).T
+        else:
+            made = taps.matrix(length)
+        if self._open:
+            self._made[key] = made
+        return made
 
-        if whole:
-            if not transposed:
-                return move(taps.matrix(length))
-            return move(taps.matrix(length // shape.cols * shape.rows).T)
-        blocks = cut(taps, shape, length, transposed)
-        return Banded(move(blocks.first), move(blocks.tile), move(blocks.last), shape)
+    def _moved(self, block: Tensor, scaled: bool) -> Tensor:
+        exact = block / math.sqrt(2) if scaled else block
+        return exact.to(self._device, self.dtype).contiguous()
 
 
 def level1_taps(taps: Tensor, symmetric: bool) -> Taps:

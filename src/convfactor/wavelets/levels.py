@@ -27,12 +27,18 @@ def merge(low: Tensor | None, bands: Tensor | None, bank: Bank) -> Tensor:
     """
     if not bank.fixed:
         return _merge(low, bands, bank, False)
+    if torch.compiler.is_compiling():
+        given = [part for part in (low, bands) if part is not None]
+        sizes = low.shape[1:] if low is not None else [2 * side for side in given[0].shape[2:4]]
+        bank.complete(sizes, any(part.requires_grad for part in given))
     return _apply_merge(low, bands, bank, False)
 
 
 def split(image: Tensor, bank: Bank, with_bands: bool = True) -> tuple[Tensor, Tensor | None]:
     """Compute the lowpass and, if asked for, the six complex bands of an image (N, H, W)."""
     wanted = (True, with_bands)
+    if bank.fixed and torch.compiler.is_compiling():
+        bank.complete(image.shape[1:], image.requires_grad)
     run = _apply_split if bank.fixed else _split
     parts = run(image, bank, False, wanted)
     return parts[0], parts[1] if with_bands else None
