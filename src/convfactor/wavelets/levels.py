@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
 
 from convfactor.wavelets.banded import apply
 from convfactor.wavelets.banks import Bank
@@ -44,9 +44,20 @@ def split(image: Tensor, bank: Bank, with_bands: bool = True) -> tuple[Tensor, T
     return parts[0], parts[1] if with_bands else None
 
 
+def _transformed(*given: Tensor | None) -> bool:
+    """Whether `torch.func` or forward mode is at work, which need rules of their own.
+
+    Functions with these rules are slower to call, and dynamo refuses them.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._are_functorch_transforms_active() or any(
+        forward_ad.unpack_dual(one).tangent is not None for one in given if one is not None
+    )
+
+
 def _apply_merge(low: Tensor | None, bands: Tensor | None, bank: Bank, transposed: bool) -> Tensor:
-    # Dynamo refuses functions with a rule for forward mode.
-    kind = _Merge if torch.compiler.is_compiling() else _AnyMerge
+    kind = _TransformableMerge if _transformed(low, bands) else _Merge
     image: Tensor = kind.apply(low, bands, bank, transposed)  # type: ignore[no-untyped-call]
     return image
 
@@ -54,7 +65,7 @@ def _apply_merge(low: Tensor | None, bands: Tensor | None, bank: Bank, transpose
 def _apply_split(
     image: Tensor, bank: Bank, transposed: bool, wanted: tuple[bool, bool]
 ) -> tuple[Tensor, ...]:
-    kind = _Split if torch.compiler.is_compiling() else _AnySplit
+    kind = _TransformableSplit if _transformed(image) else _Split
     parts: tuple[Tensor, ...] = kind.apply(  # type: ignore[no-untyped-call]
         image, bank, transposed, wanted
     )
@@ -63,37 +74,35 @@ def _apply_split(
 
 class _Merge(Function):
     @staticmethod
-    def forward(low: Tensor | None, bands: Tensor | None, bank: Bank, transposed: bool) -> Tensor:
-        def part(index: slice) -> tuple[Tensor]:
-            one = None if low is None else low[index]
-            other = None if bands is None else bands[index]
-            return (_merge(one, other, bank, transposed),)
-
-        if low is not None:
-            count, pixels = low.shape[0], low.shape[1] * low.shape[2]
-        else:
-            assert bands is not None
-            count, pixels = bands.shape[0], 4 * bands.shape[2] * bands.shape[3]
-        return _in_chunks(part, count, pixels, bank)[0]
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, _, ctx.bank, ctx.transposed = inputs
-        ctx.set_materialize_grads(False)
+    def forward(
+        ctx: Any, low: Tensor | None, bands: Tensor | None, bank: Bank, transposed: bool
+    ) -> Tensor:
+        _remember_merge(ctx, bank, transposed)
+        return _merge_in_chunks(low, bands, bank, transposed)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, Tensor | None, None, None]:
-        wanted = tuple(ctx.needs_input_grad[:2])
         if grad is None:
             return None, None, None, None
+        wanted = tuple(ctx.needs_input_grad[:2])
         grad = grad.to(ctx.bank.dtype)
         parts = iter(_apply_split(grad, ctx.bank, not ctx.transposed, wanted))
         low, bands = (next(parts) if one else None for one in wanted)
         return low, bands, None, None
 
 
-class _AnyMerge(_Merge):
+class _TransformableMerge(_Merge):
     """Linear: tangents go the way of values, and batches of batches are batches."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        low: Tensor | None, bands: Tensor | None, bank: Bank, transposed: bool
+    ) -> Tensor:
+        return _merge_in_chunks(low, bands, bank, transposed)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _remember_merge(ctx, *inputs[2:])
 
     @staticmethod
     def jvp(ctx: Any, low: Tensor | None, bands: Tensor | None, *_: None) -> Tensor:
@@ -119,17 +128,10 @@ class _AnyMerge(_Merge):
 class _Split(Function):
     @staticmethod
     def forward(
-        image: Tensor, bank: Bank, transposed: bool, wanted: tuple[bool, bool]
+        ctx: Any, image: Tensor, bank: Bank, transposed: bool, wanted: tuple[bool, bool]
     ) -> tuple[Tensor, ...]:
-        def part(index: slice) -> tuple[Tensor, ...]:
-            return _split(image[index], bank, transposed, wanted)
-
-        return _in_chunks(part, image.shape[0], image.shape[1] * image.shape[2], bank)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        _, ctx.bank, ctx.transposed, ctx.wanted = inputs
-        ctx.set_materialize_grads(False)
+        _remember_split(ctx, bank, transposed, wanted)
+        return _split_in_chunks(image, bank, transposed, wanted)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, None, None, None]:
@@ -141,8 +143,18 @@ class _Split(Function):
         return image, None, None, None
 
 
-class _AnySplit(_Split):
-    """See `_AnyMerge`."""
+class _TransformableSplit(_Split):
+    """See `_TransformableMerge`."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        image: Tensor, bank: Bank, transposed: bool, wanted: tuple[bool, bool]
+    ) -> tuple[Tensor, ...]:
+        return _split_in_chunks(image, bank, transposed, wanted)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        _remember_split(ctx, *inputs[1:])
 
     @staticmethod
     def jvp(ctx: Any, image: Tensor, *_: None) -> tuple[Tensor, ...]:
@@ -152,10 +164,44 @@ class _AnySplit(_Split):
     def vmap(
         info: Any, in_dims: tuple[int | None, ...], image: Tensor, *rest: Any
     ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-        folded = _fold(image, in_dims[0], info.batch_size)
-        parts = _apply_split(folded, *rest)
+        parts = _apply_split(_fold(image, in_dims[0], info.batch_size), *rest)
         unfolded = tuple(part.unflatten(0, (info.batch_size, -1)) for part in parts)
         return unfolded, (0,) * len(unfolded)
+
+
+def _remember_merge(ctx: Any, bank: Bank, transposed: bool) -> None:
+    ctx.bank, ctx.transposed = bank, transposed
+    ctx.set_materialize_grads(False)
+
+
+def _remember_split(ctx: Any, bank: Bank, transposed: bool, wanted: tuple[bool, bool]) -> None:
+    ctx.bank, ctx.transposed, ctx.wanted = bank, transposed, wanted
+    ctx.set_materialize_grads(False)
+
+
+def _merge_in_chunks(
+    low: Tensor | None, bands: Tensor | None, bank: Bank, transposed: bool
+) -> Tensor:
+    def part(index: slice) -> tuple[Tensor]:
+        one = None if low is None else low[index]
+        other = None if bands is None else bands[index]
+        return (_merge(one, other, bank, transposed),)
+
+    if low is not None:
+        count, pixels = low.shape[0], low.shape[1] * low.shape[2]
+    else:
+        assert bands is not None
+        count, pixels = bands.shape[0], 4 * bands.shape[2] * bands.shape[3]
+    return _in_chunks(part, count, pixels, bank)[0]
+
+
+def _split_in_chunks(
+    image: Tensor, bank: Bank, transposed: bool, wanted: tuple[bool, bool]
+) -> tuple[Tensor, ...]:
+    def part(index: slice) -> tuple[Tensor, ...]:
+        return _split(image[index], bank, transposed, wanted)
+
+    return _in_chunks(part, image.shape[0], image.shape[1] * image.shape[2], bank)
 
 
 def _fold(tensor: Tensor, dim: int | None, size: int) -> Tensor:
