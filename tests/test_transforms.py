@@ -98,3 +98,43 @@ def test_a_hooked_transform_is_kept(image, faster):
     plan = convfactor.plan(model, image)
     assert [e.decision for e in plan.entries] == ["replaced", "kept"]
     assert "hooks" in plan.entries[1].reason
+
+
+def test_fingerprints_tell_levels_and_trainable_filters_apart():
+    made = [
+        reference.DTCWTForward(J=2, skip_hps=[True, False]),
+        reference.DTCWTForward(J=2, skip_hps=[False, True]),
+        reference.DTCWTForward(J=2, include_scale=[False, True]),
+        reference.DTCWTForward(J=2),
+    ]
+    made[3].h0o = nn.Parameter(2 * made[3].h0o)
+    made.append(reference.DTCWTForward(J=2))
+    assert len({transforms.fingerprint(module) for module in made}) == 5
+    again = reference.DTCWTForward(J=2, skip_hps=[True, False])
+    assert transforms.fingerprint(again) == transforms.fingerprint(made[0])
+
+
+def test_a_filter_made_trainable_is_swapped_with_its_values(image, faster):
+    model = Shrink()
+    model.synthesis.g0o = nn.Parameter(1.25 * model.synthesis.g0o)
+    fast, plan = convfactor.optimize(model, image)
+    assert [e.decision for e in plan.entries] == ["replaced", "replaced"]
+    assert [name for name, _ in fast.named_parameters()] == ["synthesis.g0o"]
+    torch.testing.assert_close(fast(image), model(image), atol=1e-5, rtol=0)
+
+
+def test_a_call_that_has_no_equal_keeps_the_original(faster):
+    """The original takes seven orientations at level 1 and reads six of them."""
+
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.synthesis = reference.DTCWTInverse()
+
+        def forward(self, x):
+            bands = x.new_ones(1, 1, 7, x.shape[2] // 2, x.shape[3] // 2, 2)
+            return self.synthesis((x, [bands]))
+
+    plan = convfactor.plan(Odd(), torch.rand(1, 1, 64, 64))
+    assert [e.decision for e in plan.entries] == ["kept"]
+    assert "no faster equal: yh[0]: bands of level 1 must have 6" in plan.entries[0].reason

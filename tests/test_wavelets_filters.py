@@ -13,7 +13,7 @@ from pytorch_wavelets.dtcwt.transform_funcs import orientations_to_highs
 
 import convfactor
 from convfactor.wavelets import synthesis_conv, synthesis_kernels
-from convfactor.wavelets.banded import apply, cut
+from convfactor.wavelets.banded import apply, beside, cut, layout
 from convfactor.wavelets.banks import analysis_taps, level1_taps, synthesis_taps
 
 BIORTS = ("antonini", "legall", "near_sym_a", "near_sym_b")
@@ -90,13 +90,14 @@ def test_blocks_are_the_matrix(filtered, tile, more, transposed):
     matrix = taps.matrix(size)
     if transposed:
         matrix = matrix.T
-    blocks = cut(taps, tile, taps.reach + more, transposed)
-    if blocks.tiles(matrix.shape[1]) < 1:
+    shape = layout(taps, tile, taps.reach + more, transposed)
+    if shape.tiles(matrix.shape[1]) < 1:
         return
+    blocks = cut(taps, shape, shape.tail(matrix.shape[1]), transposed)
     columns = torch.randn(2, matrix.shape[1], 3, dtype=torch.float64)
     expected = matrix @ columns
-    torch.testing.assert_close(apply([blocks], [columns], -2), expected)
-    rows = apply([blocks, blocks], [columns.mT, columns.mT], -1)
+    torch.testing.assert_close(apply(blocks, [columns], -2), expected)
+    rows = apply(beside([blocks, blocks]), [columns.mT, columns.mT], -1)
     torch.testing.assert_close(rows, 2 * expected.mT)
 
 

@@ -129,9 +129,9 @@ def _decide_transform(site: TransformSite, settings: Settings, device: torch.dev
         return replace(entry, reason="a transform is judged by its time, and nothing was timed")
     try:
         fast = transforms.replacement(site.module)
-    except (ValueError, ImportError) as error:
+        found = transforms.measure(site, fast, device)
+    except (ValueError, TypeError, ImportError) as error:
         return replace(entry, reason=f"no faster equal: {error}")
-    found = transforms.measure(site, fast, device)
     ratio = found.before.median / found.after.median
     faster = f"{ratio:.2f}x faster" if ratio > 1 else f"{1 / ratio:.2f}x slower"
     timed = replace(entry, error=found.error, before=found.before, after=found.after)

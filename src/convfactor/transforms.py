@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
@@ -93,15 +94,18 @@ def replacement(module: nn.Module) -> nn.Module:
     """
     from convfactor import wavelets  # only models that use wavelets load it
 
-    made: nn.Module = getattr(wavelets, type(module).__name__).from_module(module)
+    try:
+        made: nn.Module = getattr(wavelets, type(module).__name__).from_module(module)
+    except TypeError as error:
+        raise ValueError(str(error)) from error
     return made
 
 
 def fingerprint(module: nn.Module) -> str:
     """Digest of a transform's filters and arguments."""
     digest = hashlib.sha256(f"{type(module).__name__} {_arguments(module)}".encode())
-    for buffer in module.buffers():
-        digest.update(digests.fingerprint(buffer).encode())
+    for taps in module.state_dict().values():  # filters that became parameters count as well
+        digest.update(digests.fingerprint(taps).encode())
     return digest.hexdigest()
 
 
@@ -144,5 +148,16 @@ def _floats(output: Any) -> Iterator[Tensor]:
 
 def _arguments(module: nn.Module) -> list[tuple[str, str]]:
     """The arguments that a transform was made with, as far as they are plain values."""
-    values = {k: v for k, v in vars(module).items() if k != "training"}
-    return sorted((k, str(v)) for k, v in values.items() if isinstance(v, (str, int)))
+    values = {k: _plain(v) for k, v in vars(module).items() if k != "training"}
+    return sorted((k, str(v)) for k, v in values.items() if v is not None)
+
+
+def _plain(value: Any) -> Any:
+    """A string, an integer, or a list of integers, which may say something for every level."""
+    if isinstance(value, (str, int)):
+        return value
+    if isinstance(value, (list, tuple, np.ndarray)) and all(
+        isinstance(one, (int, np.integer, np.bool_)) for one in value
+    ):
+        return [int(one) for one in value]
+    return None

@@ -1,22 +1,17 @@
-"""The three filters of a level, ready for both axes, both directions and every size."""
+"""The filters of a level, ready for both axes, both directions and every size."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar, cast
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakIdKeyDictionary
 
-from convfactor.wavelets.banded import Banded, Taps, cut
+from convfactor.wavelets.banded import Banded, Taps, beside, cut, each, layout
 
-# Whole matrices of short signals, kept as long as the filter that they belong to.
-_matrices: WeakIdKeyDictionary = WeakIdKeyDictionary()
-
-
-T = TypeVar("T")
+SCALED = {"half": "high", "half_band": "band"}
 
 
 class Sizes(NamedTuple):
@@ -35,76 +30,105 @@ class Sizes(NamedTuple):
     chunk: int = 1 << 17
 
 
-class Filter(NamedTuple):
-    """A filter and its adjoint, in blocks."""
+class Bank:
+    """The filters of a level: low, high, and band for the diagonals where they have their own.
 
-    taps: Taps
-    direct: Banded
-    transposed: Banded
-
-    def operator(self, size: int, transposed: bool, whole: int) -> Banded | Tensor:
-        """The matrix for an input of `size` samples, whole where that is shorter."""
-        blocks = self.transposed if transposed else self.direct
-        if size // blocks.cols * blocks.rows >= whole and blocks.tiles(size) > 0:
-            return blocks
-        samples = size // blocks.cols * blocks.rows if transposed else size
-        matrix = _matrix(self.taps, samples)
-        return matrix.T if transposed else matrix
-
-
-class Bank(NamedTuple):
-    """Low and high filter of a level; `half` is the high one over the square root of two.
-
-    The quads of a complex pair carry that factor: once for lh and hl, and so for hh, where
-    it comes with the rows.
-    """
-
-    low: Filter
-    high: Filter
-    half: Filter
-    sizes: Sizes
-
-
-def _matrix(taps: Taps, size: int) -> Tensor:
-    if torch.compiler.is_compiling():
-        return taps.matrix(size)
-    kept: dict[tuple[int, bool], Tensor] = _matrices.setdefault(taps.weight, {})
-    if (size, taps.symmetric) not in kept:
-        with torch.inference_mode(False):
-            matrix = taps.matrix(size)
-        if type(matrix) is not Tensor:  # fake tensors must not outlive their mode
-            return matrix
-        kept[size, taps.symmetric] = matrix
-    return kept[size, taps.symmetric]
-
-
-def bank(low: Taps, high: Taps, sizes: Sizes, dtype: torch.dtype, device: torch.device) -> Bank:
-    """Prepare a level's filters.
+    The quads of a complex pair carry a factor of one over the square root of two. `half` and
+    `half_band` are the high and the band filter with it: once for lh and hl, and so for hh,
+    where it comes with the rows.
 
     Args:
-        low: Low filter, float64 on the CPU.
-        high: High filter, likewise.
+        taps: The filters by name: low, high, and band where there is one.
         sizes: How the level is computed.
-        dtype: Dtype of the blocks.
-        device: Device of the blocks.
+        dtype: Dtype of the matrices, on the device of the filters unless told.
+        device: Device of the matrices.
+        fixed: Whether the matrices are constants, which no derivative has to reach.
     """
-    reach = max(low.reach, high.reach)
 
-    def move(tensor: Tensor) -> Tensor:
-        return tensor.to(device, dtype)
+    def __init__(
+        self,
+        taps: Mapping[str, Taps],
+        sizes: Sizes,
+        dtype: torch.dtype,
+        device: torch.device,
+        fixed: bool,
+    ) -> None:
+        """Keep the filters; matrices are made when they are asked for."""
+        self.sizes = sizes
+        self.dtype = dtype
+        self.fixed = fixed
+        self.diagonal = "band" in taps
+        self._device = device
+        self._taps = dict(taps)
+        reach = max(one.reach for one in taps.values())
+        self._layouts = [
+            layout(taps["low"], sizes.tile, reach, transposed) for transposed in (False, True)
+        ]
+        self._made: dict[tuple[object, ...], Banded | Tensor] = {}
+        self._open = True
 
-    def blocks(taps: Taps, transposed: bool) -> Banded:
-        banded = cut(taps, sizes.tile, reach, transposed)
-        first, tile, last = (move(block) for block in banded[:3])
-        return Banded(first, tile, last, banded.rows, banded.cols)
+    def complete(self, sizes: Iterable[int], adjoints: bool) -> None:
+        """Make all filters for signals of these sizes, and keep no more from then on.
 
-    def prepare(taps: Taps) -> Filter:
-        return Filter(
-            taps._replace(weight=move(taps.weight)), blocks(taps, False), blocks(taps, True)
-        )
+        A compiled graph hands what is made here to a function with a gradient of its own, but
+        cannot keep what is made inside.
 
-    half = high._replace(weight=high.weight / math.sqrt(2))
-    return Bank(prepare(low), prepare(high), prepare(half), sizes)
+        Args:
+            sizes: Samples of the signals.
+            adjoints: Whether to make the adjoints as well.
+        """
+        self._open = True
+        rows, cols = self._layouts[False][:2]
+        for size in sizes:
+            for name in ("low", "high", "half", *(("band", "half_band") * self.diagonal)):
+                self.operator((name,), size, False)
+                if adjoints:
+                    self.operator((name,), size // cols * rows, True)
+        self._open = False
+
+    def operator(self, names: tuple[str, ...], size: int, transposed: bool) -> Banded | Tensor:
+        """Filters side by side, for an input of `size` samples: whole where that is shorter.
+
+        Args:
+            names: Names of the filters, one for each signal that they are applied to.
+            size: Samples of a signal.
+            transposed: Whether to take the adjoints.
+        """
+        shape = self._layouts[transposed]
+        whole = size // shape.cols * shape.rows < self.sizes.whole or shape.tiles(size) <= 0
+        length = size if whole else shape.tail(size)
+        key = (names, length, whole, transposed)
+        if key in self._made:
+            return self._made[key]
+        if len(names) > 1:
+            made = beside([self.operator((name,), size, transposed) for name in names])
+        else:
+            exact = self._exact(SCALED.get(names[0], names[0]), length, whole, transposed)
+            made = each(exact, lambda block: self._moved(block, names[0] in SCALED))
+        if self._open:
+            self._made[key] = made
+        return made
+
+    def _exact(self, name: str, length: int, whole: bool, transposed: bool) -> Banded | Tensor:
+        """A filter in the precision that it came in."""
+        key = (name, length, whole, transposed)
+        if key in self._made:
+            return self._made[key]
+        shape, taps = self._layouts[transposed], self._taps[name]
+        made: Banded | Tensor
+        if not whole:
+            made = cut(taps, shape, length, transposed)
+        elif transposed:
+            made = taps.matrix(length // shape.cols * shape.rows).T
+        else:
+            made = taps.matrix(length)
+        if self._open:
+            self._made[key] = made
+        return made
+
+    def _moved(self, block: Tensor, scaled: bool) -> Tensor:
+        exact = block / math.sqrt(2) if scaled else block
+        return exact.to(self._device, self.dtype).contiguous()
 
 
 def level1_taps(taps: Tensor, symmetric: bool) -> Taps:
@@ -148,13 +172,3 @@ def analysis_taps(tree_a: Tensor, tree_b: Tensor, highpass: bool) -> Taps:
         phases.reverse()
         starts.reverse()
     return Taps(torch.stack(phases), tuple(starts), 4, 2, True)
-
-
-def replace(bank: T, kind: type[Any], function: Callable[[Any], Any]) -> T:
-    """Copy nested tuples with every item of a type replaced."""
-    if isinstance(bank, kind):
-        return cast(T, function(bank))
-    if not isinstance(bank, tuple):
-        return bank
-    items = [replace(item, kind, function) for item in bank]
-    return cast(T, type(bank)(*items) if hasattr(bank, "_fields") else type(bank)(items))

@@ -7,7 +7,7 @@ and that signal processing convolves where torch correlates (the one flip of thi
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -19,8 +19,10 @@ from torch import Tensor, nn
 Array: TypeAlias = NDArray[np.float64]
 Filters: TypeAlias = str | Sequence[Any]
 
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
-def _table(argument: str, name: str, keys: tuple[str, ...]) -> list[Array]:
+
+def _table(argument: str, name: str, keys: tuple[str, ...], band: tuple[str, ...]) -> list[Array]:
     """Read a coefficient file of pytorch_wavelets without importing the package."""
     spec = importlib.util.find_spec("pytorch_wavelets")
     if spec is None or not spec.submodule_search_locations:
@@ -37,44 +39,113 @@ def _table(argument: str, name: str, keys: tuple[str, ...]) -> list[Array]:
         missing = [key for key in keys if key not in table]
         if missing:
             raise ValueError(f"{argument}={name!r} does not define {', '.join(missing)}")
+        if all(key in table for key in band):
+            keys = (*keys, *band)
         return [np.asarray(table[key], dtype=np.float64).ravel() for key in keys]
 
 
-def _select(argument: str, filters: Filters, keys: tuple[str, ...]) -> list[Array]:
+def _select(
+    argument: str, filters: Filters, keys: tuple[str, ...], band: tuple[str, ...]
+) -> dict[str, Array]:
+    """Filters by name, those of the diagonals' own band where there are some."""
     if isinstance(filters, str):
-        return _table(argument, filters, keys)
-    if len(filters) != len(keys):
-        raise ValueError(
-            f"{argument} is a name or {len(keys)} filters ({', '.join(keys)}), got {len(filters)}"
+        given = _table(argument, filters, keys, band)
+    elif not isinstance(filters, (Iterable, Tensor)):
+        raise TypeError(
+            f"{argument} is a name or {len(keys)} filters, got {type(filters).__name__}"
         )
-    return [
-        np.asarray(taps.detach().cpu() if isinstance(taps, Tensor) else taps, np.float64).ravel()
-        for taps in filters
-    ]
+    else:
+        given = [_taps(argument, taps) for taps in filters]
+    names = (*keys, *band)
+    if len(given) not in (len(keys), len(names)):
+        raise ValueError(
+            f"{argument} is a name, {len(keys)} filters ({', '.join(keys)}), or {len(names)} with "
+            f"the diagonals' own ({', '.join(band)}); got {len(given)}"
+        )
+    return dict(zip(names, given, strict=False))
 
 
-def biorthogonal(biort: Filters, kind: str = "g") -> tuple[Array, Array]:
-    """Level-1 low and high filter in signal-processing order; kind g synthesis, h analysis."""
-    low, high = _select("biort", biort, (f"{kind}0o", f"{kind}1o"))
-    for taps in (low, high):
-        if taps.size % 2 == 0:
+def _taps(argument: str, given: Any) -> Array:
+    if isinstance(given, Tensor):
+        given = given.detach().cpu().numpy()
+    try:
+        taps = np.asarray(given)
+        if np.iscomplexobj(taps) or taps.size not in taps.shape:
+            raise ValueError(f"got {taps.dtype} {taps.shape}")
+        return taps.astype(np.float64).ravel()
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{argument} needs filters of one dimension, real numbers: {error}") from (
+            error
+        )
+
+
+def biorthogonal(biort: Filters, kind: str = "g") -> dict[str, Array]:
+    """Level-1 filters in signal-processing order; kind g synthesis, h analysis.
+
+    Returns:
+        0o low, 1o high, and 2o where the diagonals have a band filter of their own, after `kind`.
+    """
+    filters = _select("biort", biort, (f"{kind}0o", f"{kind}1o"), (f"{kind}2o",))
+    check_lengths("biort", {name: taps.size for name, taps in filters.items()})
+    return filters
+
+
+def quarter_shift(qshift: Filters, kind: str = "g") -> dict[str, Array]:
+    """Filters of the levels above 1: 0a, 0b low trees, 1a, 1b high, 2a, 2b the diagonals' own."""
+    keys = tuple(f"{kind}{name}" for name in ("0a", "0b", "1a", "1b"))
+    filters = _select("qshift", qshift, keys, (f"{kind}2a", f"{kind}2b"))
+    check_lengths("qshift", {name: taps.size for name, taps in filters.items()})
+    return filters
+
+
+def check_lengths(what: str, sizes: dict[str, int]) -> None:
+    """Check that level 1 has filters of odd length, and trees a and b of even and equal length.
+
+    Args:
+        what: What has the filters.
+        sizes: Their numbers of taps by name.
+
+    Raises:
+        ValueError: If not.
+    """
+    for name, size in sizes.items():
+        if name.endswith("o") and size % 2 == 0:
             raise ValueError(
-                f"biort needs filters of odd length, which keep the image's size; got {taps.size}"
+                f"{what} needs filters of odd length, which keep the image's size; "
+                f"got {size} for {name}"
             )
-    return low, high
+        if name.endswith("a"):
+            other = sizes[f"{name[:-1]}b"]
+            if size != other or size % 2 or not size:
+                raise ValueError(
+                    f"{what} needs filters of even length, equal in trees a and b; "
+                    f"got {size} and {other} for {name} and {name[:-1]}b"
+                )
 
 
-def quarter_shift(qshift: Filters, kind: str = "g") -> tuple[Array, Array, Array, Array]:
-    """Filters of the levels above 1: low tree a and b, high tree a and b."""
-    keys = (f"{kind}0a", f"{kind}0b", f"{kind}1a", f"{kind}1b")
-    low_a, low_b, high_a, high_b = _select("qshift", qshift, keys)
-    for a, b in ((low_a, low_b), (high_a, high_b)):
-        if a.size != b.size or a.size % 2 or not a.size:
+def check_filters(names: Sequence[str], filters: Sequence[Any]) -> None:
+    """Check the filters that a module holds now, whoever put them there.
+
+    Raises:
+        TypeError: If one is not a tensor of real numbers, or not of the first one's dtype.
+        ValueError: If one is not on the first one's device, or of a length that does not fit.
+    """
+    first = filters[0]
+    for name, taps in zip(names, filters, strict=True):
+        if not isinstance(taps, Tensor) or taps.dtype not in DTYPES:
+            kind = taps.dtype if isinstance(taps, Tensor) else type(taps).__name__
+            raise TypeError(f"the filter {name} must be a tensor of real numbers, got {kind}")
+        if taps.dtype != first.dtype:
+            raise TypeError(
+                f"the filters {names[0]} and {name} must have one dtype, "
+                f"got {first.dtype} and {taps.dtype}"
+            )
+        if taps.device != first.device:
             raise ValueError(
-                "qshift needs filters of even length, equal in trees a and b; "
-                f"got {a.size} and {b.size}"
+                f"the filters {names[0]} and {name} must be on one device, "
+                f"got {first.device} and {taps.device}"
             )
-    return low_a, low_b, high_a, high_b
+    check_lengths("the transform", {n: f.numel() for n, f in zip(names, filters, strict=True)})
 
 
 def as_buffer(taps: Array) -> Tensor:
@@ -89,7 +160,7 @@ def synthesis_kernels(biort: Filters) -> dict[str, Array]:
     (whose `lh` holds orientations 15 and 165 degrees, `hl` 75 and 105, `hh` 45 and 135).
 
     Args:
-        biort: Name of the level-1 filters, or the pair (g0o, g1o).
+        biort: Name of the level-1 filters, or the filters (g0o, g1o), or (g0o, g1o, g2o).
 
     Returns:
         `ll`, `lh`, `hl`, `hh`: float64 arrays (kH, kW) for a correlation with zero padding
@@ -102,12 +173,13 @@ def synthesis_kernels(biort: Filters) -> dict[str, Array]:
         >>> {name: kernel.shape for name, kernel in synthesis_kernels(([1, 2, 1], [1])).items()}
         {'ll': (3, 3), 'lh': (1, 3), 'hl': (3, 1), 'hh': (1, 1)}
     """
-    low, high = (taps[::-1] for taps in biorthogonal(biort))
+    filters = [taps[::-1] for taps in biorthogonal(biort).values()]
+    low, high, diagonal = filters[0], filters[1], filters[-1]
     return {
         "ll": np.outer(low, low),
         "lh": np.outer(high, low),
         "hl": np.outer(low, high),
-        "hh": np.outer(high, high),
+        "hh": np.outer(diagonal, diagonal),
     }
 
 
@@ -118,7 +190,7 @@ def synthesis_conv(biort: Filters) -> nn.Conv2d:
     is the transform's zero mode. An ordinary layer for the solvers: 4 -> 1 channels.
 
     Args:
-        biort: Name of the level-1 filters, or the pair (g0o, g1o).
+        biort: Name of the level-1 filters, or the filters (g0o, g1o), or (g0o, g1o, g2o).
 
     Returns:
         `Conv2d(4, 1, K, padding=K // 2, bias=False)` in the default dtype, inputs in the order

@@ -7,11 +7,12 @@ from collections.abc import Iterable, Sequence
 import torch.fx
 from torch import Tensor, nn
 
-from convfactor.wavelets.banded import Taps
-from convfactor.wavelets.banks import Sizes, analysis_taps
+from convfactor.wavelets import checks
+from convfactor.wavelets.banks import Sizes
 from convfactor.wavelets.filters import Filters, biorthogonal, quarter_shift
 from convfactor.wavelets.levels import split
-from convfactor.wavelets.transform import Banks, Transform, check_reference
+from convfactor.wavelets.prepared import Settings, banks
+from convfactor.wavelets.transform import Transform, check_reference
 from convfactor.wavelets.tuning import random_image
 
 
@@ -21,8 +22,10 @@ class DTCWTForward(Transform):
     Same arguments, call, buffers and results; see `DTCWTInverse`.
 
     Args:
-        biort: Level-1 filters: antonini, legall, near_sym_a, near_sym_b, or the pair (h0o, h1o).
-        qshift: Filters above: qshift_06, qshift_a, b, c, d, 32, or (h0a, h0b, h1a, h1b).
+        biort: Level-1 filters: antonini, legall, near_sym_a, near_sym_b, near_sym_b_bp, or
+            (h0o, h1o), or (h0o, h1o, h2o).
+        qshift: Filters above: qshift_06, qshift_a, b, c, d, 32, b_bp, or (h0a, h0b, h1a, h1b), or
+            (h0a, h0b, h1a, h1b, h2a, h2b).
         J: Number of levels.
         skip_hps: Levels without bands, one answer for all or one each, finest first.
         include_scale: Levels whose lowpass is returned, likewise.
@@ -31,6 +34,7 @@ class DTCWTForward(Transform):
         mode: Extension at the border.
 
     Raises:
+        TypeError: If an argument is of another type.
         ValueError: If an argument is not one of these.
         ImportError: If a filter is given by name and pytorch_wavelets is not installed.
     """
@@ -47,9 +51,9 @@ class DTCWTForward(Transform):
         mode: str = "symmetric",
     ) -> None:
         """Look up the filters and prepare the matrices."""
-        filters = (*biorthogonal(biort, "h"), *quarter_shift(qshift, "h"))
-        super().__init__("h", filters, biort, qshift, o_dim, ri_dim, mode)
-        self.J = J
+        filters = {**biorthogonal(biort, "h"), **quarter_shift(qshift, "h")}
+        super().__init__(filters, biort, qshift, o_dim, ri_dim, mode)
+        self.J = checks.levels("J", J)
         self.skip_hps = _per_level("skip_hps", skip_hps, J)
         self.include_scale = _per_level("include_scale", include_scale, J)
 
@@ -61,10 +65,9 @@ class DTCWTForward(Transform):
             TypeError: If `reference` is something else.
         """
         given = check_reference(reference, "DTCWTForward")
-        h0o, h1o, h0a, h0b, h1a, h1b = (buffer.flip(2) for buffer in reference.buffers())
         module = cls(
-            (h0o, h1o),
-            (h0a, h0b, h1a, h1b),
+            (given.h0o, given.h1o),
+            (given.h0a, given.h0b, given.h1a, given.h1b),
             given.J,
             given.skip_hps,
             given.include_scale,
@@ -72,8 +75,7 @@ class DTCWTForward(Transform):
             given.ri_dim,
             given.mode,
         )
-        module.biort, module.qshift = given.biort, given.qshift
-        module._copy_filters(reference)
+        module._take_over(given)
         return module
 
     def forward(self, x: Tensor) -> tuple[Tensor | list[Tensor], list[Tensor] | None]:
@@ -88,14 +90,22 @@ class DTCWTForward(Transform):
             is a 0-d zero in its list.
 
         Raises:
-            ValueError: If `x` does not have 4 dimensions.
+            TypeError: If `x` is not a dense tensor of the filters' dtype.
+            ValueError: If it has another shape, or is on another device.
         """
+        keep = _per_level("include_scale", self.include_scale, self.J)
         if self.J == 0:
             return x, None
         low, highs, scales = analyze(
-            x, self._banks(), self.skip_hps, self.include_scale, self.o_dim % 6, self.ri_dim % 6
+            x,
+            self._filters(),
+            self._settings(),
+            _per_level("skip_hps", self.skip_hps, self.J),
+            keep,
+            self.o_dim % 6,
+            self.ri_dim % 6,
         )
-        return (scales if any(self.include_scale) else low), highs
+        return (scales if any(keep) else low), highs
 
     def tune(self, shape: Sequence[int]) -> dict[Sizes, float]:
         """Measure how to compute the levels for images of a shape, see `DTCWTInverse.tune`.
@@ -105,25 +115,22 @@ class DTCWTForward(Transform):
         """
         return self._keep_fastest(random_image(shape, self.h0o))
 
-    def _above(self, filters: list[Tensor]) -> tuple[Taps, Taps]:
-        low_a, low_b, high_a, high_b = filters
-        return analysis_taps(low_a, low_b, False), analysis_taps(high_a, high_b, True)
-
     h0o: Tensor
 
 
 @torch.fx.wrap
 def analyze(
     image: Tensor,
-    banks: Banks,
+    filters: tuple[Tensor, ...],
+    settings: Settings,
     skip: tuple[bool, ...],
     keep: tuple[bool, ...],
     o_dim: int,
     ri_dim: int,
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """Run the levels, finest first: one call to `torch.fx`, which cannot follow shapes."""
-    if image.ndim != 4:
-        raise ValueError(f"x must have 4 dimensions (N, C, H, W), got {tuple(image.shape)}")
+    prepared = banks(filters, settings)
+    _check_image(image, filters[0])
     shape = image.shape[:2]
     low = image.flatten(0, 1)
     order = [0, 1, 3, 4]
@@ -131,17 +138,10 @@ def analyze(
         order.insert(dim, source)
     highs, scales = [], []
     for level, (without, kept) in enumerate(zip(skip, keep, strict=True)):
-        if level == 0:
-            if low.shape[1] % 2:
-                low = torch.cat((low, low[:, -1:]), dim=1)
-            if low.shape[2] % 2:
-                low = torch.cat((low, low[:, :, -1:]), dim=2)
-        else:
-            if low.shape[1] % 4:
-                low = torch.cat((low[:, :1], low, low[:, -1:]), dim=1)
-            if low.shape[2] % 4:
-                low = torch.cat((low[:, :, :1], low, low[:, :, -1:]), dim=2)
-        low, bands = split(low, banks.above if level else banks.level1, with_bands=not without)
+        low = _whole_quads(low, level)
+        low, bands = split(
+            low, prepared.above if level else prepared.level1, with_bands=not without
+        )
         if bands is None:
             highs.append(image.new_zeros([]))
         else:
@@ -150,8 +150,35 @@ def analyze(
     return low.unflatten(0, shape), highs, scales
 
 
+def _check_image(image: Tensor, like: Tensor) -> None:
+    checks.tensor("x", image, like)
+    if image.ndim != 4:
+        add = ": add the batch by x.unsqueeze(0)" if image.ndim == 3 else ""
+        raise ValueError(f"x must have 4 dimensions (N, C, H, W), got {tuple(image.shape)}{add}")
+    if image.shape[2] == 0 or image.shape[3] == 0:
+        raise ValueError(f"x must have at least one pixel, got {tuple(image.shape)}")
+
+
+def _whole_quads(low: Tensor, level: int) -> Tensor:
+    """Extend a lowpass (N, H, W) to even sides for level 1, to multiples of 4 for those above."""
+    if level == 0:
+        if low.shape[1] % 2:
+            low = torch.cat((low, low[:, -1:]), dim=1)
+        if low.shape[2] % 2:
+            low = torch.cat((low, low[:, :, -1:]), dim=2)
+        return low
+    if low.shape[1] % 4:
+        low = torch.cat((low[:, :1], low, low[:, -1:]), dim=1)
+    if low.shape[2] % 4:
+        low = torch.cat((low[:, :, :1], low, low[:, :, -1:]), dim=2)
+    return low
+
+
 def _per_level(name: str, given: bool | Iterable[bool], levels: int) -> tuple[bool, ...]:
-    answers = tuple(map(bool, given)) if isinstance(given, Iterable) else (bool(given),) * levels
+    answers = list(given) if isinstance(given, Iterable) else [given] * levels
+    for answer in answers:
+        if answer not in (False, True):
+            raise TypeError(f"{name} must be True or False, or a list of these, got {given!r}")
     if len(answers) != levels:
         raise ValueError(f"{name} needs one answer for each of {levels} levels, got {len(answers)}")
-    return answers
+    return tuple(map(bool, answers))
