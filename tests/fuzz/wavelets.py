@@ -19,8 +19,8 @@ from convfactor.wavelets import DTCWTForward, DTCWTInverse
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # pytorch_wavelets 1.3.0 imports pkg_resources
-    import dtcwt
     import pytorch_wavelets
+    from wavelet_oracles import canonical, mapped, oracle
 
 SECONDS = 2.0
 BIORTS = ("antonini", "legall", "near_sym_a", "near_sym_b", "near_sym_b_bp")
@@ -28,7 +28,6 @@ QSHIFTS = ("qshift_06", "qshift_a", "qshift_b", "qshift_c", "qshift_d", "qshift_
 MODES = ("symmetric", "zero", "per", "periodization", "constant", "reflect", "replicate")
 TOLERANCES = {torch.float64: 1e-11, torch.float32: 2e-5, torch.float16: 2e-2, torch.bfloat16: 0.15}
 Random = np.random.Generator
-Coefficients = tuple[Any, list[Any]]
 
 
 def run(count: int, seed: int = 0) -> Tally:
@@ -58,7 +57,7 @@ def check(rng: Random) -> None:
     module = _module(case)
     if rng.random() < 0.5:
         _edit(rng, module, case, inputs)
-    expected = _oracle(module, case, inputs)
+    expected = oracle(module, case, inputs)
     result = _call(rng, module, inputs)
     _compare(case, result, expected)
 
@@ -128,7 +127,7 @@ def _inputs(rng: Random, case: dict[str, Any]) -> Any:
     bands: list[Any] = [
         _placed(torch.randn_like(one), case).to(case["dtype"]) for one in highs or []
     ]
-    case["sides"] = [tuple(_canonical(one, case).shape[3:5]) for one in bands]
+    case["sides"] = [tuple(canonical(one, case).shape[3:5]) for one in bands]
     # Without bands nothing says how the lowpass is cropped: only for sizes that need none.
     fits = all(side % 2 ** (case["levels"] + 1) == 0 for side in case["size"])
     even = all(side % 2 == 0 for side in low.shape[2:])
@@ -145,12 +144,6 @@ def _placed(bands: Tensor, case: dict[str, Any]) -> Tensor:
     for dim, source in sorted(zip((d % 6 for d in case["dims"]), (2, 5), strict=True)):
         order.insert(dim, source)
     return bands.permute(order)
-
-
-def _canonical(bands: Tensor, case: dict[str, Any]) -> Tensor:
-    o_dim, ri_dim = (d % 6 for d in case["dims"])
-    rest = [d for d in range(6) if d not in (o_dim, ri_dim)]
-    return bands.permute(rest[0], rest[1], o_dim, rest[2], rest[3], ri_dim)
 
 
 def _edit(rng: Random, module: nn.Module, case: dict[str, Any], inputs: Any) -> None:
@@ -192,16 +185,8 @@ def _call(rng: Random, module: nn.Module, inputs: Any) -> Any:
         return result
     if way == 3 and isinstance(inputs, Tensor) and module.J:
         many = torch.func.vmap(module)(torch.stack([2 * inputs, inputs]))
-        return _map(many, lambda t: t[1])
+        return mapped(many, lambda t: t[1])
     return module(inputs)
-
-
-def _map(nested: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    if isinstance(nested, Tensor):
-        return function(nested)
-    if isinstance(nested, (list, tuple)):
-        return type(nested)(_map(one, function) for one in nested)
-    return nested
 
 
 def _tensors(nested: Any) -> list[Tensor]:
@@ -214,100 +199,10 @@ def _shapes(nested: Any) -> list[tuple[int, ...]]:
     return [tuple(t.shape) for t in _tensors(nested)]
 
 
-def _oracle(module: nn.Module, case: dict[str, Any], inputs: Any) -> Any:
-    """The right results, in float64, bands as (N, C, 6, H, W, 2)."""
-    exact = _map(inputs, lambda t: t.detach().double())
-    taps = {name: one.detach().double() for name, one in module.state_dict().items()}
-    if case["levels"] == 0:
-        return (exact, None) if case["forward"] else exact[0]
-    if not case["forward"]:
-        bands = [_canonical(b, case) if b is not None and b.ndim == 6 else None for b in exact[1]]
-        exact = _lowpass(case, exact[0], bands), bands
-    return (_with_dtcwt if case["band"] else _with_original)(case, taps, exact)
-
-
-def _lowpass(case: dict[str, Any], low: Tensor | None, bands: list[Any]) -> Tensor:
-    """Zeros for an absent one, which pytorch_wavelets does not take."""
-    if low is not None:
-        return low
-    given = next(b for b in bands if b is not None)
-    height, width = case["sides"][-1]
-    return torch.zeros(*given.shape[:2], 2 * height, 2 * width, dtype=torch.float64)
-
-
-def _with_original(case: dict[str, Any], taps: dict[str, Tensor], exact: Any) -> Any:
-    names = (case["biort"], case["qshift"])
-    if case["forward"]:
-        skip, keep = case["skip"], case["keep"]
-        module = pytorch_wavelets.DTCWTForward(
-            *names, case["levels"], skip, keep, mode=case["mode"]
-        )
-    else:
-        module = pytorch_wavelets.DTCWTInverse(*names, mode=case["mode"])
-    for name, one in taps.items():
-        setattr(module, name, one)
-    return module(exact)
-
-
-def _with_dtcwt(case: dict[str, Any], taps: dict[str, Tensor], exact: Any) -> Any:
-    flat = {name[1:]: one.flatten().flip(0).numpy() for name, one in taps.items()}
-
-    def bank(suffixes: tuple[str, ...], digits: str) -> tuple[np.ndarray, ...]:
-        """As dtcwt orders filters, the same for both directions, of which one is used."""
-        return tuple(flat[d + s] for d in digits for _ in "hg" for s in suffixes)
-
-    biort = bank(("o",), "012" if "2o" in flat else "01")
-    qshift = bank(("a", "b"), "012" if "2a" in flat else "01")
-    transform = dtcwt.Transform2d(biort, qshift)
-    if case["forward"]:
-        return _analyzed(transform, case, exact)
-    low, bands = exact
-    highs = [
-        torch.zeros(*low.shape[:2], 6, *case["sides"][j], 2, dtype=torch.float64)
-        if b is None
-        else b
-        for j, b in enumerate(bands)
-    ]
-    planes = [
-        transform.inverse(
-            dtcwt.Pyramid(
-                low[n, c].numpy(),
-                tuple(torch.view_as_complex(b[n, c].contiguous()).permute(1, 2, 0).numpy()
-                      for b in highs),
-            )
-        )
-        for n, c in np.ndindex(*low.shape[:2])
-    ]  # fmt: skip
-    image = torch.from_numpy(np.stack(planes))
-    return image.reshape(*low.shape[:2], *image.shape[1:])
-
-
-def _analyzed(transform: Any, case: dict[str, Any], image: Tensor) -> Any:
-    pyramids = [
-        transform.forward(image[n, c].numpy(), case["levels"], include_scale=True)
-        for n, c in np.ndindex(*image.shape[:2])
-    ]
-    shape = image.shape[:2]
-
-    def planes(parts: list[np.ndarray]) -> Tensor:
-        stacked = torch.from_numpy(np.stack(parts))
-        return stacked.reshape(*shape, *stacked.shape[1:])
-
-    highs, scales = [], []
-    for level in range(case["levels"]):
-        bands = planes([p.highpasses[level] for p in pyramids]).permute(0, 1, 4, 2, 3)
-        scale = planes([p.scales[level] for p in pyramids])
-        nothing = torch.zeros([], dtype=torch.float64)
-        highs.append(nothing if case["skip"][level] else torch.view_as_real(bands.contiguous()))
-        scales.append(scale if case["keep"][level] else nothing)
-    low = planes([p.lowpass for p in pyramids])
-    return (scales if any(case["keep"]) else low), highs
-
-
 def _compare(case: dict[str, Any], result: Any, expected: Any) -> None:
     if case["forward"] and case["levels"]:
         low, highs = result
-        result = low, [_canonical(b, case) if b.ndim == 6 else b for b in highs]
+        result = low, [canonical(b, case) if b.ndim == 6 else b for b in highs]
     ours, theirs = _tensors(result), _tensors(expected)
     assert len(ours) == len(theirs), f"{case}: {len(ours)} results instead of {len(theirs)}"
     scale = max((float(t.abs().max()) for t in theirs if t.numel()), default=0.0)
