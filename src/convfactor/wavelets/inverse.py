@@ -43,7 +43,7 @@ class DTCWTInverse(Transform):
     they reconstruct approximately.
 
     Filters are read at every call. On the CPU every change counts; on other devices in-place
-    edits through `.data` leave no trace and count after `retile` or a move.
+    edits through `.data` leave no trace and count after a move.
 
     Raises:
         TypeError: If an argument is of another type.
