@@ -176,7 +176,7 @@ def test_the_pictures_show_the_kernels(plan):
     page = Page(plan.to_html(model=model()))
     fast = plan.apply(model())
     kernels = [model()[0].weight, model()[1].weight, model()[2].kernel]
-    layers = [fast[0], fast[1], fast[2].cascade_0]
+    layers = [fast[0], fast[1], fast[2].kernel_cascade]
     found = {}
     for name in ("original kernel", "composed kernel", "error"):
         found[name] = [(label, _read(parts)) for label, parts in page.svgs if f", {name}" in label]
@@ -454,7 +454,7 @@ def test_another_model_is_refused(plan, tmp_path):
         other[1].weight[0, 0, 0, 0] += 1
     with pytest.raises(PlanMismatchError, match=r"1\.weight"):
         plan.to_html(tmp_path / "page.html", other)
-    with pytest.raises(PlanMismatchError, match=r"no 0\.weight"):
+    with pytest.raises(PlanMismatchError, match="no module '0'"):
         plan.to_html(tmp_path / "page.html", nn.ReLU())
     assert not list(tmp_path.iterdir())
 

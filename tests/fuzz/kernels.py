@@ -19,7 +19,7 @@ from convfactor.bounds import Bounds
 from convfactor.geometry import ConvGeometry
 
 # Of the time limit, a part for what is not solving: measuring, and what one step may take.
-LIMIT, SECONDS = 4.0, 8.0
+LIMIT, SECONDS = 2.0, 5.0
 MODES = ("zeros", "reflect", "replicate", "circular")
 
 
