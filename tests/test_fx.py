@@ -254,7 +254,20 @@ class Appends(Functional):
         return super().forward(x) + len(self.seen)
 
 
-FROZEN = (AsksType, Catches, Buffered, Random, PythonRandom, Context, Accumulates, NoGrad, Appends)
+class Private(Functional):
+    def __init__(self):
+        super().__init__()
+        self._n = 0
+
+    def forward(self, x):
+        self._n += 1
+        return super().forward(x) * self._n
+
+
+FROZEN = (
+    AsksType, Catches, Buffered, Random, PythonRandom, Context, Accumulates, NoGrad, Appends,
+    Private,
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("inside", [False, True])

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import dis
-import functools
 import inspect
 import operator
-import random
-import sys
-import sysconfig
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from types import CodeType, FrameType
+from collections.abc import Callable
+from types import CodeType
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Tracer
 
 from convfactor.copies import copied, isolated, quiet, told
+from convfactor.freezing import freezes, module_state, profiled, random_state, same_state
 from convfactor.inputs import ModelInputs
 from convfactor.layers import CascadeConv2d
 from convfactor.outputs import difference
@@ -28,13 +21,6 @@ from convfactor.sites import is_transform
 
 WHOLE = "untraced"
 LEAVES = (nn.Conv2d, CascadeConv2d)
-# A tracer answers these once and for all: a stand-in is of no type that code may ask for, its
-# errors are not those of a tensor, and the contexts that are entered leave no node.
-FROZEN = frozenset(
-    {"isinstance", "issubclass", "type", "hasattr", "callable", "is_tensor", "is_grad_enabled"}
-)
-HANDLERS = frozenset({"SETUP_FINALLY", "SETUP_WITH", "PUSH_EXC_INFO"})
-CONTEXTS = ("autograd/grad_mode.py", "amp/autocast_mode.py")
 IN_PLACE = (
     operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.setitem,
     operator.ipow, operator.iand, operator.ior,
@@ -170,21 +156,21 @@ class _Partial(Tracer):
         self._opaque = opaque
         self._given = given
         self._stack = [model]
-        self._drawn = _random_state()
+        self._drawn = random_state()
         self._constants: set[object] = set()
 
     def attempt(self) -> Graph:
         """Trace, and note the kinds of module that would be frozen or that raise."""
-        before = [_state(module) for module in self.model.modules()]
+        before = [module_state(module) for module in self.model.modules()]
         graph = Graph()
         try:
-            with _profiled(self._observe):
+            with profiled(self._observe):
                 graph = self.trace(self.model)
         except Exception:
             self.suspects.add(_kind(self._stack[-1]))
         self._boundary()
         for module, state in zip(list(self.model.modules()), before, strict=False):
-            if not _same(state, _state(module)):
+            if not same_state(state, module_state(module)):
                 self.suspects.add(_kind(module))
         if any(_is_in_place(node) for node in graph.nodes):
             self.suspects |= self._constants  # each run would change them further
@@ -228,53 +214,15 @@ class _Partial(Tracer):
 
     def _boundary(self) -> None:
         """Note who has drawn random numbers since the last one."""
-        now = _random_state()
+        now = random_state()
         if now != self._drawn:
             self.suspects.add(_kind(self._stack[-1]))
             self._drawn = now
 
     def _observe(self, code: CodeType) -> None:
         """Note who runs code that a graph would freeze."""
-        if _freezes(code):
+        if freezes(code):
             self.suspects.add(_kind(self._stack[-1]))
-
-
-@contextmanager
-def _profiled(observe: Callable[[CodeType], None]) -> Iterator[None]:
-    """Show every Python function that is called."""
-
-    def profile(frame: FrameType, event: str, arg: object) -> None:
-        if event == "call":
-            observe(frame.f_code)
-
-    before = sys.getprofile()
-    sys.setprofile(profile)
-    try:
-        yield
-    finally:
-        sys.setprofile(before)
-
-
-@functools.lru_cache(maxsize=4096)
-def _freezes(code: CodeType) -> bool:
-    """Whether a function does what leaves no trace in a graph."""
-    path = Path(code.co_filename).as_posix()
-    if code.co_name == "__enter__" and path.endswith(CONTEXTS):
-        return True
-    torchs, own = (Path(module.__file__ or "").parent.as_posix() for module in (torch, _self()))
-    standard = sysconfig.get_path("stdlib")
-    if path.startswith((torchs, own)) or (path.startswith(standard) and "-packages" not in path):
-        return False
-    if path.startswith("<frozen"):
-        return False
-    if FROZEN.intersection(code.co_names):
-        return True
-    return any(step.opname in HANDLERS for step in dis.get_instructions(code))
-
-
-def _self() -> Any:
-    """This package."""
-    return sys.modules[__name__.partition(".")[0]]
 
 
 def _is_in_place(node: Any) -> bool:
@@ -282,29 +230,3 @@ def _is_in_place(node: Any) -> bool:
     if node.op == "call_method":
         return bool(node.target.endswith("_") and not node.target.startswith("__"))
     return node.op == "call_function" and (node.target in IN_PLACE or "out" in node.kwargs)
-
-
-def _random_state() -> tuple[object, ...]:
-    """What tells whether random numbers were drawn."""
-    numpy: Any = np.random.get_state()
-    return torch.get_rng_state().numpy().tobytes(), random.getstate(), numpy[1].tobytes(), numpy[2]
-
-
-def _state(module: nn.Module) -> dict[str, Any]:
-    """What a forward may have changed of its module."""
-    own = {k: v for k, v in vars(module).items() if not k.startswith(("_", "training"))}
-    tensors = {**module._buffers, **{k: v for k, v in own.items() if isinstance(v, Tensor)}}
-    copies = {k: v.detach().clone() for k, v in tensors.items() if v is not None}
-    sizes = {k: len(v) for k, v in own.items() if isinstance(v, (list, dict, set))}
-    return {"own": own, "tensors": copies, "sizes": sizes}
-
-
-def _same(before: dict[str, Any], after: dict[str, Any]) -> bool:
-    """Whether a module is as it was."""
-    own, now = before["own"], after["own"]
-    if own.keys() != now.keys() or any(now[name] is not value for name, value in own.items()):
-        return False
-    mine, other = before["tensors"], after["tensors"]
-    if mine.keys() != other.keys() or before["sizes"] != after["sizes"]:
-        return False
-    return all(torch.equal(value, other[name]) for name, value in mine.items())
