@@ -6,11 +6,13 @@ from collections.abc import Sequence
 
 import torch
 
+from convfactor.budget import Budget
 from convfactor.cascade import Cascade, Structure
 from convfactor.solvers import dense, levenberg, separable
 from convfactor.solvers.problem import Effort, Problem, Progress
+from convfactor.solvers.size import Size
 
-__all__ = ["Effort", "Problem", "Progress", "solve"]
+__all__ = ["Effort", "Problem", "Progress", "Size", "solve"]
 
 
 def solve(
@@ -22,6 +24,7 @@ def solve(
     ridge: float = 0.0,
     effort: Effort = "full",
     progress: Progress | None = None,
+    budget: Budget | None = None,
 ) -> Cascade:
     """Find the best weights for a structure with the solver made for its kind.
 
@@ -36,6 +39,7 @@ def solve(
         ridge: White noise added to the input patches, relative to their mean power.
         effort: "draft" for an answer good enough to search with, "full" for the best one.
         progress: Called with the share of the work done and the relative error reached.
+        budget: Time to stop after, with the best so far; None for no end.
     """
     chains = levenberg.handles(problem, structure)
     if chains:
@@ -44,7 +48,14 @@ def solve(
             return exact
     solver = levenberg.solve if chains else dense.solve
     return solver(
-        problem, structure, starts=starts, seed=seed, ridge=ridge, effort=effort, progress=progress
+        problem,
+        structure,
+        starts=starts,
+        seed=seed,
+        ridge=ridge,
+        effort=effort,
+        progress=progress,
+        budget=budget,
     )
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from convfactor.budget import Budget
 from convfactor.cascade import Cascade, Structure
 from convfactor.solvers import separable
 from convfactor.solvers.chains import Layout, branches, embed, pack
@@ -81,6 +82,7 @@ def solve(
     ridge: float = 0.0,
     effort: Effort = "full",
     progress: Progress | None = None,
+    budget: Budget | None = None,
 ) -> Cascade:
     """Find the best chains for every channel.
 
@@ -94,6 +96,7 @@ def solve(
         ridge: White noise added to the input, relative to its mean power.
         effort: "draft" for an answer good enough to search with, "full" for the best one.
         progress: Called with the share of the work done and the relative error reached.
+        budget: Time to stop after, with the best so far; None for no end.
 
     Returns:
         A balanced float64 cascade of exactly this structure.
@@ -123,7 +126,8 @@ def solve(
             progress(share, float(((losses * power**2).sum() / (power**2).sum()).sqrt()))
 
     affordable = _affordable(fit, layout, count) if effort == "full" else _DRAFT
-    search = _Search(affordable, torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    search = _Search(affordable, generator, Budget() if budget is None else budget)
     best = search.run(fit, layout, count, given, tell)
     cascade = pack(structure, _zeroed(best, fit.target)).balanced()
     last = cascade.stages[-1]
@@ -178,9 +182,10 @@ class _Search:
     a channel next to each other.
     """
 
-    def __init__(self, effort: _Effort, generator: torch.Generator) -> None:
+    def __init__(self, effort: _Effort, generator: torch.Generator, budget: Budget) -> None:
         self.effort = effort
         self.generator = generator
+        self.budget = budget
 
     def run(
         self,
@@ -218,13 +223,14 @@ class _Search:
         for done, way in enumerate(ways, 1):
             tell(done / (len(ways) + 1), losses)
             todo = (losses > _SOLVED).nonzero()[:, 0]
-            if todo.numel() == 0:
+            if todo.numel() == 0 or self.budget.used_up():
                 break
             part, now = fit.take(todo), [kernel[todo] for kernel in best]
             found, losses[todo] = self._race(part, layout, _join([now, way(part, now)], len(todo)))
             _put(best, todo, found)
         now = [kernel[inexact] for kernel in best]
-        _put(best, inexact, refine(fit.take(inexact), now, layout, self.effort.steps, _SETTLED)[0])
+        last = refine(fit.take(inexact), now, layout, self.effort.steps, _SETTLED, self.budget)
+        _put(best, inexact, last[0])
         return best
 
     def _race(self, fit: Fit, layout: Layout, kernels: Kernels) -> tuple[Kernels, Tensor]:
@@ -233,7 +239,8 @@ class _Search:
         losses = kernels[0].new_zeros(len(kernels[0]))
         for steps, survivors in self.effort.heats:
             runners = len(kernels[0]) // channels
-            kernels, losses = refine(fit.repeat(runners), kernels, layout, steps)
+            many = fit.repeat(runners)
+            kernels, losses = refine(many, kernels, layout, steps, budget=self.budget)
             best = losses.view(channels, runners).topk(min(survivors, runners), 1, False)[1]
             first = torch.arange(channels, device=best.device)[:, None] * runners
             index = (first + best).flatten()
@@ -271,7 +278,7 @@ class _Search:
             pair, _ = self._race(fit, halves, _join([pair, random], len(fit.target)))
         rest, last = pair
         lighter = replace(self.effort, random=8, peeled=8, rounds=0)
-        inner = _Search(lighter, self.generator)
+        inner = _Search(lighter, self.generator, self.budget)
         return [*inner.run(_plain(rest), layout.select(range(stages - 1)), 1), last]
 
     def _resplit(self, fit: Fit, layout: Layout, kernels: Kernels) -> Kernels:
@@ -279,15 +286,16 @@ class _Search:
         stages = len(layout.sizes)
         pairs = list(itertools.combinations(range(stages), 2))
         order = torch.randperm(len(pairs), generator=self.generator)[:_PAIRS].tolist()
-        inner = _Search(_DRAFT, self.generator)
-        found = []
+        inner = _Search(_DRAFT, self.generator, self.budget)
+        found: list[Kernels] = []
         for i, j in (pairs[k] for k in sorted(order)):
+            if found and self.budget.used_up():
+                break
             rest = [k for k in range(stages) if k not in (i, j)]
             two = layout.select([i, j])
             merged = compose([kernels[i], kernels[j]], two)[:, None]
-            relaxed, _ = refine(
-                fit, [merged, *(kernels[k] for k in rest)], layout.merge([i, j], rest), 15
-            )
+            whole = [merged, *(kernels[k] for k in rest)]
+            relaxed, _ = refine(fit, whole, layout.merge([i, j], rest), 15, budget=self.budget)
             split = inner.run(_plain(relaxed[0]), two, 1)
             places = dict(zip([i, j, *rest], [*split, *relaxed[1:]], strict=True))
             found.append([places[k] for k in range(stages)])

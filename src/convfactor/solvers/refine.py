@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from convfactor.budget import Budget
 from convfactor.geometry import Pair
 from convfactor.solvers.chains import Layout
 
@@ -90,7 +91,12 @@ def balance(kernels: Kernels) -> Kernels:
 
 
 def refine(
-    fit: Fit, kernels: Kernels, layout: Layout, steps: int, settle: float = 1e-4
+    fit: Fit,
+    kernels: Kernels,
+    layout: Layout,
+    steps: int,
+    settle: float = 1e-4,
+    budget: Budget | None = None,
 ) -> tuple[Kernels, Tensor]:
     """Run Levenberg-Marquardt; no element gets worse, and none disturbs another.
 
@@ -100,6 +106,7 @@ def refine(
         layout: Where the taps lie.
         steps: Most steps per element.
         settle: Relative decrease of the loss over five steps below which an element stops.
+        budget: Time to stop after, shared evenly by the elements; None for no end.
 
     Returns:
         The refined kernels and their loss (N,).
@@ -108,17 +115,13 @@ def refine(
     pixels = layout.span[0] * layout.span[1]
     room = _CPU_CHUNK if fit.target.device.type == "cpu" else _DEVICE_CHUNK
     chunk = max(1, room // (16 * branches * layout.taps * pixels))
+    budget = Budget() if budget is None else budget
+    done = []
     with _single_thread(branches * layout.taps * pixels < _SMALL):
-        done = [
-            _refine_chunk(
-                fit.take(slice(i, i + chunk)),
-                [k[i : i + chunk] for k in kernels],
-                layout,
-                steps,
-                settle,
-            )
-            for i in range(0, count, chunk)
-        ]
+        for i in range(0, count, chunk):
+            part, own = fit.take(slice(i, i + chunk)), [k[i : i + chunk] for k in kernels]
+            share = budget.part(budget.left * chunk / max(count - i, chunk))
+            done.append(_refine_chunk(part, own, layout, steps, settle, share))
     stages = zip(*(part[0] for part in done), strict=True)
     return [torch.cat(stage) for stage in stages], torch.cat([part[1] for part in done])
 
@@ -136,7 +139,7 @@ def _single_thread(wanted: bool) -> Iterator[None]:
 
 
 def _refine_chunk(
-    fit: Fit, kernels: Kernels, layout: Layout, steps: int, settle: float
+    fit: Fit, kernels: Kernels, layout: Layout, steps: int, settle: float, budget: Budget
 ) -> tuple[Kernels, Tensor]:
     result = balance(kernels)
     losses = fit.loss(result, layout)
@@ -145,7 +148,7 @@ def _refine_chunk(
     damping = torch.full_like(losses, 0.1)
     before = losses.clone()
     for step in range(1, steps + 1):
-        if active.numel() == 0:
+        if active.numel() == 0 or budget.used_up():
             break
         part, now = [k[active] for k in result], fit.take(active)
         loss, lam = losses[active], damping[active]

@@ -23,6 +23,8 @@ from convfactor.solvers.problem import Problem
 Array = npt.NDArray[Any]
 
 _BEAM = 128
+# Relative error of a product of factors that only rounding keeps from falling.
+_ROUNDING = 1e-15
 
 
 def rank(kernel: Tensor, tolerance: float) -> int:
@@ -108,8 +110,10 @@ def solve(problem: Problem, structure: Structure) -> Cascade:
     height, width = structure.span
     kernels = problem.target[:, :, 0, top : top + height, left : left + width].flatten(0, 1)
     sizes = [stage.kernel_size for stage in structure.stages]
-    chains = [split_terms(kernel, sizes, count) for kernel in kernels]
-    weights = [torch.stack(stage).to(kernels.device) for stage in zip(*chains, strict=True)]
+    # Blurs have the same kernel in every channel.
+    different, which = torch.unique(kernels, dim=0, return_inverse=True)
+    chains = [split_terms(kernel, sizes, count) for kernel in different]
+    weights = [torch.stack(s).to(kernels.device)[which] for s in zip(*chains, strict=True)]
     return pack(structure, weights).balanced()
 
 
@@ -228,13 +232,14 @@ def _polish(factors: list[Array], taps: Array, steps: int = 20) -> list[Array]:
     for _ in range(steps):
         if error < 1e-17:
             break
-        rows = []
+        rows = np.zeros((sum(map(len, factors)), len(target)))
+        size = 0
         for i, factor in enumerate(factors):
             others = np.float64(scale) * _product(factors[:i] + factors[i + 1 :])
             for tap in range(len(factor)):
-                rows.append(np.pad(others, (tap, len(factor) - 1 - tap)))
-        size = len(rows)
-        system = np.hstack([np.stack(rows), damping * np.eye(size)]).T
+                rows[size, tap : tap + len(others)] = others
+                size += 1
+        system = np.hstack([rows, damping * np.eye(size)]).T
         right = np.concatenate([wrong.astype(np.float64), np.zeros(size)])
         step = np.linalg.lstsq(system, right, rcond=1e-14)[0]
         pieces = np.split(step, np.cumsum([len(f) for f in factors])[:-1])
@@ -245,6 +250,8 @@ def _polish(factors: list[Array], taps: Array, steps: int = 20) -> list[Array]:
         if new_error < 0.9 * error:
             factors, wrong, scale, error = trial, new_wrong, new_scale, new_error
             damping /= 10
+        elif error < _ROUNDING:
+            break
         else:
             damping = max(10 * damping, 1e-8)
     return factors
