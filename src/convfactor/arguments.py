@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch._ops import OpOverload
 
-from convfactor.factorization import check_tolerance
+from convfactor.kernels import check_tolerance
 from convfactor.plans import Settings
 
 

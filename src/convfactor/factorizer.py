@@ -97,9 +97,7 @@ class Factorization:
 
         ``factorize`` does not know the padding: there they are those for zeros or none.
         """
-        return Bounds.from_residual(
-            self.residual, self.geometry.groups, self.geometry, self.origin
-        )
+        return Bounds.from_residual(self.residual, self.geometry.groups, self.geometry, self.origin)
 
     def compose(self) -> Tensor:
         """Equivalent kernel, float64 (C_out, C_in/groups, spanH, spanW)."""

@@ -15,9 +15,7 @@ from convfactor.solvers.composition import Layout
 _ALTERNATIONS = 20
 
 
-def lifted(
-    layout: Layout, kernel: Tensor, generator: torch.Generator, budget: Budget
-) -> Tensor:
+def lifted(layout: Layout, kernel: Tensor, generator: torch.Generator, budget: Budget) -> Tensor:
     """Split a kernel stage by stage, each time as a matrix of low rank.
 
     A first stage of taps ``q`` and a rest of taps ``p`` compose to ``W[r] = sum T[p, q]`` over

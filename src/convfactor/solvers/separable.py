@@ -7,6 +7,7 @@ a small stage (Pratt, Digital Image Processing: SVD expansion and small generati
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -234,8 +235,10 @@ def _polish(factors: list[Array], taps: Array, steps: int = 20) -> list[Array]:
             break
         rows = np.zeros((sum(map(len, factors)), len(target)))
         size = 0
+        before = list(itertools.accumulate(factors, np.convolve, initial=np.ones(1)))
+        after = list(itertools.accumulate(factors[::-1], np.convolve, initial=np.ones(1)))
         for i, factor in enumerate(factors):
-            others = np.float64(scale) * _product(factors[:i] + factors[i + 1 :])
+            others = np.float64(scale) * np.convolve(before[i], after[len(factors) - 1 - i])
             for tap in range(len(factor)):
                 rows[size, tap : tap + len(others)] = others
                 size += 1
