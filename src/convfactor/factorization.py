@@ -132,7 +132,7 @@ def _answer(factorizer: Factorizer, question: Question) -> Factorization:
         result = replace(
             result,
             timed_out=True,
-            message=f"the time limit of {budget.seconds:g} s ended the search; with a larger "
+            message=f"the time limit of {budget.seconds:g} s cut the search short: with a larger "
             "time_limit the answer may be better",
         )
     if tolerance is None or result.met is False:

@@ -40,9 +40,9 @@ class Factorization:
         geometry: The convolution that was factorized.
         exact: Whether it was exact before rounding, so that nothing wider is better.
         met: Whether the error is within the tolerance; None without one.
-        timed_out: Whether the time limit ended the search; more time may give a better answer.
-        message: What would be needed, where the tolerance was not met or the time limit ended the
-            search; otherwise empty.
+        timed_out: Whether the time limit cut the search short; more may give a better answer.
+        message: What would be needed, where the tolerance was not met, or that the time limit cut
+            the search short; otherwise empty.
     """
 
     cascade: Cascade
@@ -151,8 +151,8 @@ class Factorizer:
         if size.memory > MOST_MEMORY:
             return f"takes some {size.memory / 2**30:.0f} GB, and {MOST_MEMORY >> 30} are allowed"
         if size.seconds > self.budget.seconds:
-            limit = f"{self.budget.seconds:g} s are allowed"
-            return f"takes more than {size.seconds:.0f} s, and {limit} by time_limit"
+            allowed = f"{self.budget.seconds:g} s are allowed"
+            return f"takes more than {size.seconds:.0f} s, and {allowed}"
         return ""
 
     def margin(self, structure: Structure) -> Pair:

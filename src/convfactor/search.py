@@ -120,11 +120,20 @@ class Ladder(Generic[A]):
     def _narrowest(self, tolerance: float, slack: float, low: int) -> int | None:
         """Search for the cheapest rung above ``low`` with an error within a tolerance.
 
-        The next rung is where the error would cross the tolerance as a power of the multiplies.
+        Drafts alone come first, so that there is an answer soon. The next rung is where the error
+        would cross the tolerance as a power of the multiplies.
         """
         high = len(self._rungs) - 1
         if high <= low or not self._meets(high, tolerance, slack):
             return None
+        for wanted in (1.0, slack):
+            drafts = (rung for rung, effort in self._solved if effort == "draft" and rung < high)
+            far = (r for r in drafts if self._solved[r, "draft"].error > wanted * tolerance)
+            high = self._between(max([low, *far]), high, tolerance, wanted)
+        return high
+
+    def _between(self, low: int, high: int, tolerance: float, slack: float) -> int:
+        """Halve the rungs between one that misses the tolerance and one that meets it."""
         while high - low > 1 and not self._budget.used_up():
             middle = self._crossing(low, high, tolerance)
             if self._meets(middle, tolerance, slack):

@@ -30,10 +30,10 @@ _LARGEST = 169
 _SETTLED = 1e-9
 _SOLVED = 1e-26
 _SPLIT = 1e-20
-_THOROUGH_WORK = 3e6
-# Above this much, or this many channels, random starts are all that can be afforded.
-_STEADY_WORK = 4e7
-_STEADY_CHANNELS = 128
+# Most work and most channels that an effort is made for, so that it takes about a second per stage.
+_THOROUGH_WORK, _THOROUGH_CHANNELS = 3e6, 32
+_STEADY_WORK, _STEADY_CHANNELS = 4e7, 16
+_HASTY_WORK = 5e8
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,9 @@ class _Effort:
 
 
 _DRAFT = _Effort(random=8, peeled=0, rounds=0, heats=((10, 3), (30, 1)), steps=20)
-_BRISK = _Effort(random=32, peeled=0, rounds=0)
+_BARE = _Effort(random=0, peeled=0, rounds=0, heats=((8, 1),), steps=25)
+_HASTY = _Effort(random=4, peeled=0, rounds=0, heats=((8, 2), (20, 1)), steps=60)
+_BRISK = _Effort(random=32, peeled=0, rounds=0, heats=((6, 6), (15, 2), (60, 1)), steps=150)
 _STEADY = _Effort(random=16, peeled=8, rounds=1)
 _THOROUGH = _Effort(random=32, peeled=16, rounds=2)
 
@@ -125,9 +127,9 @@ def solve(
             power = scale / torch.where(scale > 0, scale, 1).amax()
             progress(share, float(((losses * power**2).sum() / (power**2).sum()).sqrt()))
 
-    affordable = _affordable(fit, layout, count) if effort == "full" else _DRAFT
     generator = torch.Generator().manual_seed(seed)
-    search = _Search(affordable, generator, Budget() if budget is None else budget)
+    budget = Budget() if budget is None else budget
+    search = _Search(_affordable(fit, layout, count, effort), generator, budget)
     best = search.run(fit, layout, count, given, tell)
     cascade = pack(structure, _zeroed(best, fit.target)).balanced()
     last = cascade.stages[-1]
@@ -135,13 +137,17 @@ def solve(
     return replace(cascade, stages=(*cascade.stages[:-1], last))
 
 
-def _affordable(fit: Fit, layout: Layout, count: int) -> _Effort:
+def _affordable(fit: Fit, layout: Layout, count: int, effort: Effort) -> _Effort:
     """Try less for many channels and many taps."""
     channels, pixels = fit.target.shape
     work = channels * (count * layout.taps) ** 2 * pixels
-    if work <= _THOROUGH_WORK:
+    if effort == "draft":
+        return _DRAFT if work <= _STEADY_WORK else _BARE
+    if work <= _THOROUGH_WORK and channels <= _THOROUGH_CHANNELS:
         return _THOROUGH
-    return _STEADY if work <= _STEADY_WORK and channels <= _STEADY_CHANNELS else _BRISK
+    if work <= _STEADY_WORK:
+        return _STEADY if channels <= _STEADY_CHANNELS else _BRISK
+    return _HASTY if work <= _HASTY_WORK else _BARE
 
 
 def _normalise(problem: Problem, structure: Structure, ridge: float) -> tuple[Fit, Tensor]:
@@ -215,7 +221,8 @@ class _Search:
         ways: list[Callable[[Fit, Kernels], Kernels]] = []
         if count > 1:
             ways.append(lambda part, _: self._boost(part, layout, count))
-        ways.append(lambda part, _: self._random(part, layout, count, self.effort.random))
+        if self.effort.random:
+            ways.append(lambda part, _: self._random(part, layout, count, self.effort.random))
         if count == 1 and len(layout.sizes) > 2:
             if self.effort.peeled:
                 ways.append(lambda part, _: self._peel(part, layout))

@@ -16,12 +16,14 @@ from torch import Tensor
 from convfactor.budget import Budget
 from convfactor.geometry import Pair
 from convfactor.solvers.chains import Layout
+from convfactor.solvers.correlations import normal_equations
 
 Kernels = list[Tensor]
 
 # On a CPU the Jacobians of a chunk stay in the cache.
 _CPU_CHUNK, _DEVICE_CHUNK = 1 << 25, 1 << 29
 _SMALL = 20_000
+_WIDE = 60
 _EXACT = 1e-30
 
 
@@ -62,8 +64,11 @@ class Fit:
 
     def loss(self, kernels: Kernels, layout: Layout) -> Tensor:
         """Squared error, (N,)."""
-        wrong = self.weigh(compose(kernels, layout).flatten(1) - self.target)
-        return wrong.square().sum(1)
+        return self.weigh(self.residual(kernels, layout)).square().sum(1)
+
+    def residual(self, kernels: Kernels, layout: Layout) -> Tensor:
+        """Composed kernels minus targets, (N, P)."""
+        return compose(kernels, layout).flatten(1) - self.target
 
 
 def compose(kernels: Kernels, layout: Layout) -> Tensor:
@@ -168,11 +173,14 @@ def _refine_chunk(
 
 def _step(fit: Fit, kernels: Kernels, layout: Layout, damping: Tensor) -> tuple[Kernels, Tensor]:
     """One damped step of every element and the loss after it, Inf where it broke down."""
-    composed, jacobian = _jacobian(kernels, layout)
-    jacobian = fit.weigh(jacobian)
-    wrong = fit.weigh(composed - fit.target)
-    normal = jacobian @ jacobian.mT
-    gradient = (jacobian @ wrong[..., None])[..., 0]
+    if fit.roots is None and _is_wide(layout):
+        normal, gradient = normal_equations(kernels, layout, fit.residual(kernels, layout))
+    else:
+        composed, jacobian = _jacobian(kernels, layout)
+        jacobian = fit.weigh(jacobian)
+        wrong = fit.weigh(composed - fit.target)
+        normal = jacobian @ jacobian.mT
+        gradient = (jacobian @ wrong[..., None])[..., 0]
     diagonal = normal.diagonal(dim1=1, dim2=2)
     diagonal += damping[:, None] * diagonal.mean(1, keepdim=True)
     factor, info = torch.linalg.cholesky_ex(normal)
@@ -180,6 +188,11 @@ def _step(fit: Fit, kernels: Kernels, layout: Layout, damping: Tensor) -> tuple[
     trial = balance(_unflatten(_flatten(kernels) - change, layout))
     loss = fit.loss(trial, layout)
     return trial, torch.where((info == 0) & loss.isfinite(), loss, torch.inf)
+
+
+def _is_wide(layout: Layout) -> bool:
+    """Whether correlations are the quicker way to the normal equations."""
+    return layout.taps >= _WIDE and all(spacing == (1, 1) for spacing in layout.spacings)
 
 
 def _jacobian(kernels: Kernels, layout: Layout) -> tuple[Tensor, Tensor]:
