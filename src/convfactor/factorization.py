@@ -31,6 +31,8 @@ from convfactor.solvers import alternating
 from convfactor.structures import Family, families, full
 
 TAPERS = (1.0, 0.5, 0.0)
+# Of the time limit, for finding out what would have met the tolerance.
+SHARE_OF_ADVICE = 0.2
 
 
 def factorize(
@@ -317,7 +319,7 @@ def _needed(factorizer: Factorizer, tolerance: float, best: Factorization) -> st
     family = next(full(kernel))
     rungs = [s for s in family.ladder(4 * kernel.macs, multiple=4) if s.macs > kernel.macs]
     rungs = [s for s in rungs if factorizer.fits(s)]
-    budget = factorizer.budget.part(factorizer.budget.left)
+    budget = factorizer.budget.part(SHARE_OF_ADVICE * factorizer.budget.seconds)
     ladder = Ladder(rungs, replace(factorizer, budget=budget).attempt, tolerance, budget)
     found = ladder.cheapest()
     if found is None and budget.cut_short:

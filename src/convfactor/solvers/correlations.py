@@ -68,7 +68,8 @@ def _others(kernels: list[Tensor], layout: Layout) -> Tensor:
     before = list(itertools.accumulate(spectra[:-1], torch.mul, initial=one))
     after = list(itertools.accumulate(spectra[:0:-1], torch.mul, initial=one))
     products = torch.stack([b * a for b, a in zip(before, reversed(after), strict=True)], 2)
-    return torch.fft.irfft2(products, s=size)[..., :height, :width]
+    images: Tensor = torch.fft.irfft2(products, s=size)
+    return images[..., :height, :width]
 
 
 @functools.lru_cache(maxsize=64)

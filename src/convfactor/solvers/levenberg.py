@@ -30,10 +30,12 @@ _LARGEST = 169
 _SETTLED = 1e-9
 _SOLVED = 1e-26
 _SPLIT = 1e-20
-# Most work and most channels that an effort is made for, so that it takes about a second per stage.
-_THOROUGH_WORK, _THOROUGH_CHANNELS = 3e6, 32
-_STEADY_WORK, _STEADY_CHANNELS = 4e7, 16
-_HASTY_WORK = 5e8
+# Most work that an effort is made for, so that it takes about a second per stage.
+_THOROUGH_WORK, _STEADY_WORK, _HASTY_WORK = 3e6, 4e7, 5e8
+_STEADY_CHANNELS = 128
+# Where there are more channels than this, a costly way is tried on a few of them first, and on the
+# others if it solves one of those or takes this share off their squared error.
+_MANY, _FEW, _GAIN = 32, 8, 0.2
 
 
 @dataclass(frozen=True)
@@ -56,11 +58,13 @@ class _Effort:
 
 
 _DRAFT = _Effort(random=8, peeled=0, rounds=0, heats=((10, 3), (30, 1)), steps=20)
+_GLANCE = _Effort(random=4, peeled=0, rounds=0, heats=((6, 2), (15, 1)), steps=15)
 _BARE = _Effort(random=0, peeled=0, rounds=0, heats=((8, 1),), steps=25)
 _HASTY = _Effort(random=4, peeled=0, rounds=0, heats=((8, 2), (20, 1)), steps=60)
-_BRISK = _Effort(random=32, peeled=0, rounds=0, heats=((6, 6), (15, 2), (60, 1)), steps=150)
+_BRISK = _Effort(random=24, peeled=0, rounds=0, heats=((6, 6), (15, 2), (40, 1)), steps=150)
 _STEADY = _Effort(random=16, peeled=8, rounds=1)
 _THOROUGH = _Effort(random=32, peeled=16, rounds=2)
+_MANIFOLD = replace(_BRISK, peeled=8, rounds=2)
 
 
 def handles(problem: Problem, structure: Structure) -> bool:
@@ -142,12 +146,16 @@ def _affordable(fit: Fit, layout: Layout, count: int, effort: Effort) -> _Effort
     channels, pixels = fit.target.shape
     work = channels * (count * layout.taps) ** 2 * pixels
     if effort == "draft":
-        return _DRAFT if work <= _STEADY_WORK else _BARE
-    if work <= _THOROUGH_WORK and channels <= _THOROUGH_CHANNELS:
-        return _THOROUGH
-    if work <= _STEADY_WORK:
-        return _STEADY if channels <= _STEADY_CHANNELS else _BRISK
-    return _HASTY if work <= _HASTY_WORK else _BARE
+        if work > _STEADY_WORK:
+            return _BARE
+        return _DRAFT if channels <= _MANY else _GLANCE
+    if work > _STEADY_WORK:
+        return _HASTY if work <= _HASTY_WORK else _BARE
+    if channels > _STEADY_CHANNELS:
+        return _BRISK
+    if channels <= _MANY:
+        return _THOROUGH if work <= _THOROUGH_WORK else _STEADY
+    return _MANIFOLD
 
 
 def _normalise(problem: Problem, structure: Structure, ridge: float) -> tuple[Fit, Tensor]:
@@ -223,22 +231,42 @@ class _Search:
             ways.append(lambda part, _: self._boost(part, layout, count))
         if self.effort.random:
             ways.append(lambda part, _: self._random(part, layout, count, self.effort.random))
+        cheap = len(ways)
         if count == 1 and len(layout.sizes) > 2:
             if self.effort.peeled:
                 ways.append(lambda part, _: self._peel(part, layout))
             ways += [lambda part, now: self._resplit(part, layout, now)] * self.effort.rounds
-        for done, way in enumerate(ways, 1):
-            tell(done / (len(ways) + 1), losses)
+        for done, way in enumerate(ways):
+            tell((done + 1) / (len(ways) + 1), losses)
             todo = (losses > _SOLVED).nonzero()[:, 0]
-            if todo.numel() == 0 or self.budget.used_up():
-                break
-            part, now = fit.take(todo), [kernel[todo] for kernel in best]
-            found, losses[todo] = self._race(part, layout, _join([now, way(part, now)], len(todo)))
-            _put(best, todo, found)
+            if done >= cheap and len(todo) > _MANY:
+                first, todo = todo[:_FEW], todo[_FEW:]
+                before = losses[first]
+                self._follow(way, fit, layout, best, losses, first)
+                after = losses[first]
+                if bool((after > _SOLVED).all()) and after.sum() > (1 - _GAIN) * before.sum():
+                    break
+            self._follow(way, fit, layout, best, losses, todo)
         now = [kernel[inexact] for kernel in best]
         last = refine(fit.take(inexact), now, layout, self.effort.steps, _SETTLED, self.budget)
         _put(best, inexact, last[0])
         return best
+
+    def _follow(
+        self,
+        way: Callable[[Fit, Kernels], Kernels],
+        fit: Fit,
+        layout: Layout,
+        best: Kernels,
+        losses: Tensor,
+        todo: Tensor,
+    ) -> None:
+        """Let starts of one kind race with the best of some channels, and keep what wins."""
+        if todo.numel() == 0 or self.budget.used_up():
+            return
+        part, now = fit.take(todo), [kernel[todo] for kernel in best]
+        found, losses[todo] = self._race(part, layout, _join([now, way(part, now)], len(todo)))
+        _put(best, todo, found)
 
     def _race(self, fit: Fit, layout: Layout, kernels: Kernels) -> tuple[Kernels, Tensor]:
         """Refine the starts of every channel in heats, each with fewer that survive."""
