@@ -274,8 +274,13 @@ def _with_stages(factorizer: Factorizer, stages: int) -> Factorization:
     if len(starts) == 1:
         ((structure, given),) = starts.items()
         return factorizer.solve(structure, "full", given)
-    drafts = [factorizer.attempt(s, "draft", given) for s, given in starts.items()]
-    best = min(drafts, key=lambda f: f.error)
+    best: Factorization | None = None
+    for structure, given in starts.items():
+        if best is not None and factorizer.budget.used_up():
+            return best
+        draft = factorizer.attempt(structure, "draft", given)
+        best = draft if best is None or draft.error < best.error else best
+    assert best is not None
     return factorizer.solve(best.structure, "full", [best.cascade])
 
 
@@ -293,7 +298,11 @@ def _with_widths(factorizer: Factorizer, widths: tuple[int, ...]) -> Factorizati
     usable = [s for s in cheaper if factorizer.fits(s)]
     if len(usable) <= 1:
         return _asked(factorizer, (usable or cheaper)[0])
-    return min((factorizer.attempt(s) for s in usable), key=lambda f: f.error)
+    found = [factorizer.attempt(usable[0])]
+    for structure in usable[1:]:
+        if not factorizer.budget.used_up():
+            found.append(factorizer.attempt(structure))
+    return min(found, key=lambda f: f.error)
 
 
 def _refuse_large(factorizer: Factorizer, structure: Structure) -> None:
@@ -326,4 +335,5 @@ def _needed(factorizer: Factorizer, tolerance: float, best: Factorization) -> st
         return text
     if found is None:
         return f"{text}, and widths costing 4 times as much do not reach it either"
-    return f"{text}; widths {found.structure.widths} ({found.macs} multiplies) would be needed"
+    words = "would be enough" if budget.cut_short else "would be needed"
+    return f"{text}; widths {found.structure.widths} ({found.macs} multiplies) {words}"

@@ -43,7 +43,7 @@ def solve(
     """
     chains = levenberg.handles(problem, structure)
     if chains:
-        exact = _exact(problem, structure)
+        exact = _exact(problem, structure, budget)
         if exact is not None:
             return exact
     solver = levenberg.solve if chains else dense.solve
@@ -59,7 +59,7 @@ def solve(
     )
 
 
-def _exact(problem: Problem, structure: Structure) -> Cascade | None:
+def _exact(problem: Problem, structure: Structure, budget: Budget | None) -> Cascade | None:
     """The exact split of separable kernels, its stages in the order of the least rounding."""
     outputs = structure.stages[-1].out_channels
     chains = structure.widths[0] // outputs if structure.widths else 1
@@ -67,7 +67,7 @@ def _exact(problem: Problem, structure: Structure) -> Cascade | None:
     if bool((values[..., chains:].norm(dim=2) > problem.exact * values.norm(dim=2)).any()):
         return None
     try:
-        cascade = separable.solve(problem, structure)
+        cascade = separable.solve(problem, structure, budget)
     except ValueError:
         return None
     return cascade if problem.error(cascade) <= problem.exact else None

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from convfactor.budget import Budget
 from convfactor.cascade import Cascade, Structure
 from convfactor.geometry import Pair
 from convfactor.solvers.chains import branches, chain_structure, default_sizes, pack
@@ -83,7 +84,7 @@ def split(kernel: Tensor, sizes: Sequence[Pair] | None = None, tolerance: float 
     return solve(Problem(kernel.detach().double()[None, None, None]), structure)
 
 
-def solve(problem: Problem, structure: Structure) -> Cascade:
+def solve(problem: Problem, structure: Structure, budget: Budget | None = None) -> Cascade:
     """Split the leading separable terms of every channel into parallel chains.
 
     Exact where a channel has no more terms than there are branches and no energy outside the
@@ -93,6 +94,7 @@ def solve(problem: Problem, structure: Structure) -> Cascade:
     Args:
         problem: Its target has one input channel per group.
         structure: Chains as ``chain_structure`` makes them, neither strided nor dilated.
+        budget: Time after which channels are split without the care for their rounding.
 
     Returns:
         A balanced float64 cascade of exactly this structure.
@@ -113,7 +115,8 @@ def solve(problem: Problem, structure: Structure) -> Cascade:
     sizes = [stage.kernel_size for stage in structure.stages]
     # Blurs have the same kernel in every channel.
     different, which = torch.unique(kernels, dim=0, return_inverse=True)
-    chains = [split_terms(kernel, sizes, count) for kernel in different]
+    budget = Budget() if budget is None else budget
+    chains = [split_terms(k, sizes, count, exact=not budget.used_up()) for k in different]
     weights = [torch.stack(s).to(kernels.device)[which] for s in zip(*chains, strict=True)]
     return pack(structure, weights).balanced()
 
