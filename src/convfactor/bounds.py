@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from convfactor.geometry import ConvGeometry
+from convfactor.geometry import ConvGeometry, Pair
+
+# In units of about a second on the coarsest grid.
+_MOST_EFFORT = 4
 
 
 @dataclass(frozen=True)
@@ -19,14 +23,21 @@ class Bounds:
         l_inf: Largest output difference for inputs of magnitude at most 1, any padding.
         spectral: Largest 2-norm of the output difference for inputs of 2-norm 1, over images of
             every size; ``inf`` where the padding allows no such bound.
+
+    They are those of the kernels: a bias shift is a constant that comes on top of them.
     """
 
     l_inf: float
     spectral: float
 
     @classmethod
-    def from_residual(cls, residual: Tensor, groups: int, geometry: ConvGeometry) -> Bounds:
+    def from_residual(
+        cls, residual: Tensor, groups: int, geometry: ConvGeometry, origin: Pair = (0, 0)
+    ) -> Bounds:
         """Bound the convolution with a residual kernel.
+
+        The residual lives on the taps of the geometry's kernel, so its taps lie the dilation
+        apart, and it may be larger or smaller than that kernel.
 
         The frequency response of K taps is, but for a phase, a trigonometric polynomial of degree
         ``n = (K - 1)/2``, which exceeds its largest value on N > K equispaced points at most by
@@ -37,9 +48,10 @@ class Bounds:
         repeats the outermost pixels.
 
         Args:
-            residual: (C_out, C_in/groups, H, W), float64, its taps at input pixels.
+            residual: (C_out, C_in/groups, H, W), float64.
             groups: Groups of ``residual``.
             geometry: The original convolution.
+            origin: (row, col) of the residual's corner relative to the kernel's, in taps.
 
         Raises:
             ValueError: ``residual`` does not have the channels of ``geometry``.
@@ -53,10 +65,15 @@ class Bounds:
             )
         residual = residual.to(torch.float64)
         l_inf = float(residual.abs().sum((1, 2, 3)).max())
-        spectral = _spectral_norm(residual, groups)
-        if spectral:
-            spectral *= _padding_gain(geometry, (shape[2], shape[3]))
-        return cls(l_inf, spectral)
+        peak = float(residual.abs().max())
+        if not peak:
+            return cls(0.0, 0.0)
+        spectral = peak * _spectral_norm(residual / peak, groups)  # squares of tiny ones vanish
+        inside = [
+            corner >= 0 and corner + taps <= size
+            for corner, taps, size in zip(origin, shape[2:], geometry.kernel_size, strict=True)
+        ]
+        return cls(l_inf, spectral * _padding_gain(geometry, inside))
 
 
 def _spectral_norm(residual: Tensor, groups: int) -> float:
@@ -66,6 +83,8 @@ def _spectral_norm(residual: Tensor, groups: int) -> float:
     # About a second of work and a quarter of a GB: 4 % too high for few channels, at most
     # twice too high for very many.
     effort = groups * math.prod(block) * height * width / 2 * max(min(block) / 2**30, 1 / 2**23)
+    if effort > _MOST_EFFORT:
+        return _schur_norm(residual, groups)
     density = next((d for d in range(8, 2, -1) if d**2 * effort <= 1), 2)
     points = (density * height, density * width)
     response = torch.fft.rfft2(residual, s=points).unflatten(0, (groups, block[0]))
@@ -82,23 +101,35 @@ def _spectral_norm(residual: Tensor, groups: int) -> float:
     return largest
 
 
-def _padding_gain(geometry: ConvGeometry, span: tuple[int, int]) -> float:
-    """Largest factor by which padding can raise the norm; ``inf`` if none is known."""
+def _schur_norm(residual: Tensor, groups: int) -> float:
+    """Bound it by the largest sums of what one output reads and of what one input reaches."""
+    sizes = residual.abs().sum((2, 3)).unflatten(0, (groups, -1))
+    return math.sqrt(float(sizes.sum(2).max()) * float(sizes.sum(1).max()))
+
+
+def _padding_gain(geometry: ConvGeometry, inside: Sequence[bool]) -> float:
+    """Largest factor by which padding can raise the norm; ``inf`` if none is known.
+
+    Args:
+        geometry: The original convolution.
+        inside: For each axis, whether the residual reads no more than the kernel does; else it
+            reads zeros behind the padding, which are in no period.
+    """
     if geometry.padding_mode == "zeros":
         return 1.0
     left, right, top, bottom = geometry.padding
     gain = 1.0
-    axes = zip(geometry.extent, span, ((top, bottom), (left, right)), strict=True)
-    for extent, taps, (before, after) in axes:
-        if not before + after:
+    axes = zip(geometry.extent, inside, ((top, bottom), (left, right)), strict=True)
+    for extent, fits, (before, after) in axes:
+        if before == after == 0:
             continue
-        # A residual wider than the kernel reads zeros behind the padding, which are in no period.
-        fits = taps <= extent
+        if not fits or min(before, after) < 0:
+            return math.inf
         if geometry.padding_mode == "replicate":
-            known = fits and min(before, after) < extent
+            known = min(before, after) < extent
             gain *= math.sqrt(1 + max(before, after))
         else:
-            known = fits and before + after < extent
+            known = before + after < extent
             gain *= math.sqrt(2 if geometry.padding_mode == "reflect" else 1)
         if not known:
             return math.inf

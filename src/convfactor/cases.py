@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from convfactor import rewrite
+from convfactor.budget import Budget
 from convfactor.calibration import SiteData
 from convfactor.calls import convolution
 from convfactor.cascade import Cascade, Structure
@@ -29,6 +30,8 @@ LARGEST_PATCH = 8192
 CLEARLY_FASTER = 0.95
 # A wider structure has a smaller error; it is taken for this share of the original's time.
 NEARLY_FREE = 0.02
+# Processor time for the solves of one layer.
+LAYER_SECONDS = 120.0
 # White noise added to the sampled patches, which lowers the error on unseen ones: by 15 % for a
 # 5x5 64->32 layer of SRCNN, by 2 % for 9x9 layers of a style network.
 SHRINKAGE = 1e-3
@@ -92,6 +95,7 @@ class Case:
             ridge=SHRINKAGE,
             seed=settings.seed,
             report=report,
+            budget=Budget(LAYER_SECONDS),
         )
         judge = Judge(factorizer, site, [] if data is None else data.held_out)
         found: list[tuple[Ladder[Trial], Structure]] = []
@@ -100,7 +104,7 @@ class Case:
         for affordable in self.ladders:
             limit = min(bar, fastest * CLEARLY_FASTER)
             rungs = self._affordable([s for s in affordable if factorizer.fits(s)], limit)
-            ladder = Ladder(rungs, judge.solve, settings.tolerance)
+            ladder = Ladder(rungs, judge.solve, settings.tolerance, factorizer.budget)
             trial = ladder.cheapest()
             if trial is not None:
                 pixels = trial.cascade.structure.dilated(self.kernel.dilation)
@@ -110,13 +114,18 @@ class Case:
                 missed.append(ladder.nearest)
         if not found:
             if not missed:
-                return entry_for(site, "kept", self._too_slow(), self.cheapest), None
+                large = (factorizer.too_large(rungs[0]) for rungs in self.ladders)
+                reason = next(filter(None, large), "")
+                reason = f"too large to be solved: {reason}" if reason else self._too_slow()
+                return entry_for(site, "kept", reason, self.cheapest), None
             nearest = min(missed, key=lambda trial: trial.error)
             cheap = "fast" if settings.objective == "latency" else "cheap"
             reason = (
                 f"tolerance: {nearest.cascade.structure}, the closest of those {cheap} enough, has "
                 f"an error of {nearest.error:.2%}"
             )
+            if factorizer.budget.cut_short:
+                reason += f" ({LAYER_SECONDS:g} s cut the search short)"
             pixels = nearest.cascade.structure.dilated(self.kernel.dilation)
             entry = entry_for(site, "kept", reason, (pixels, self.pricing.quick(pixels)))
             return replace(entry, missed=True, error=nearest.error, errors=nearest.errors), None
@@ -179,6 +188,8 @@ class Case:
 
     def _too_slow(self) -> str:
         """Say what the fastest structure would cost."""
+        if not self.kernel.overlaps:
+            return "its kernel is not larger than its stride, so that no cascade gains"
         if self.cheapest is None:
             return "no cascade has fewer multiplies"
         structure, price = self.cheapest
@@ -228,7 +239,7 @@ class Judge:
 
     def solve(self, structure: Structure, effort: Effort, starts: Sequence[Cascade]) -> Trial:
         """Solve, round to the layer's dtype, and measure on full outputs."""
-        factorization = self._factorizer.solve(structure, effort, starts)
+        factorization = self._factorizer.attempt(structure, effort, starts)
         if not self._pairs:
             return Trial(factorization, None)
         cascade = factorization.cascade.dilated(self._geometry.dilation)

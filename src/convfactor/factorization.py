@@ -3,32 +3,40 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import replace
-from numbers import Integral, Real
 from typing import Any, Literal
 
-import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from convfactor.cascade import Structure
+from convfactor.budget import Budget
+from convfactor.cascade import Cascade, Structure
 from convfactor.errors import ToleranceError
 from convfactor.factorizer import Factorization, Factorizer
 from convfactor.geometry import ConvGeometry, Pair
+from convfactor.kernels import (
+    Question,
+    check_moments,
+    check_numbers,
+    check_question,
+    read_kernel,
+    read_weight,
+    size_name,
+)
 from convfactor.moments import Moments
 from convfactor.progress import reporting
-from convfactor.search import Ladder
+from convfactor.search import DRAFT_SLACK, Ladder
 from convfactor.solvers import alternating
 from convfactor.structures import Family, families, full
 
 TAPERS = (1.0, 0.5, 0.0)
+# Of the time limit, for finding out what would have met the tolerance.
+SHARE_OF_ADVICE = 0.2
 
 
 def factorize(
-    weight: Tensor | NDArray[Any],
+    weight: Tensor | NDArray[Any] | Sequence[Any],
     tolerance: float | None = None,
     *,
     stages: int | None = None,
@@ -44,6 +52,7 @@ def factorize(
     seed: int = 0,
     strict: bool = False,
     progress: bool | None = None,
+    time_limit: float = 10.0,
 ) -> Factorization:
     """Factorize a convolution kernel into a cascade of 3x3 stages.
 
@@ -56,10 +65,13 @@ def factorize(
 
     Separable kernels split exactly. Single channels and depthwise kernels are solved by batched
     Levenberg-Marquardt, others by a second-order method over all stages from a lifted SVD. The
-    error is that of the composed kernel after rounding to the dtype of ``weight``.
+    error is that of the composed kernel after rounding to the dtype of ``weight``. A search that
+    the time limit ends gives the best so far, and says so in ``timed_out`` and ``message``; one
+    that it does not end is deterministic for a seed.
 
     Args:
-        weight: Floating point, (kH, kW) or (C_out, C_in/groups, kH, kW) as torch stores it.
+        weight: (kH, kW) or (C_out, C_in/groups, kH, kW) as torch stores it. Integers, booleans and
+            lists are taken as float64.
         tolerance: Largest relative error allowed, a fraction above 0 and below 1.
         stages: Number of stages.
         widths: Hidden channel counts, totals over the groups.
@@ -75,10 +87,13 @@ def factorize(
         seed: Seed of the random starts.
         strict: Raise where the tolerance is not met.
         progress: Show progress on stderr; None does so on a terminal.
+        time_limit: Seconds of processor time of this thread that solving may take; ``math.inf`` for
+            no limit.
 
     Raises:
-        TypeError: ``weight`` is not floating point, or an argument is of another type.
-        ValueError: An argument is out of range, or they do not fit together.
+        TypeError: ``weight`` holds no real numbers, or an argument is of another type.
+        ValueError: An argument is out of range, they do not fit together, or what they ask for
+            takes too much memory or time.
         ToleranceError: ``strict``, and nothing cheaper than the original meets the tolerance.
 
     Example:
@@ -87,9 +102,12 @@ def factorize(
         >>> [tuple(kernel.shape) for kernel in f.kernels], f.error < 1e-6
         ([(1, 1, 3, 3), (1, 1, 3, 3), (1, 1, 3, 3)], True)
     """
-    array = _read_weight(weight)
-    kernel = _read_kernel(array, groups, stride, dilation)
-    _check(tolerance, stages, widths, structure, moments, kernel, ridge, solver)
+    check_numbers(ridge, seed, time_limit)
+    array = read_weight(weight)
+    kernel = read_kernel(array, groups, stride, dilation)
+    question = Question(tolerance, stages, widths, structure, solver)
+    check_question(question, kernel)
+    check_moments(moments, kernel)
     with reporting(progress) as display:
         task = display.add_task("solving", total=100, detail="")
 
@@ -97,41 +115,65 @@ def factorize(
             detail = f"{structure}: error {error:.2%}"
             display.update(task, completed=round(100 * share), detail=detail)
 
-        factorizer = Factorizer(array, kernel, moments, preserve_dc, ridge, seed, report)
-        result = _solve(factorizer, tolerance, stages, widths, structure, solver)
+        budget = Budget(float(time_limit))
+        factorizer = Factorizer(
+            array, kernel, moments, preserve_dc, ridge, int(seed), report, budget
+        )
+        result = _answer(factorizer, question)
         display.update(task, completed=100)
     if strict and result.met is False:
         raise ToleranceError(result.message)
     return replace(result, cascade=result.cascade.dilated(kernel.dilation))
 
 
-def _solve(
-    factorizer: Factorizer,
-    tolerance: float | None,
-    stages: int | None,
-    widths: Sequence[int] | None,
-    structure: Structure | None,
-    solver: str,
-) -> Factorization:
-    """Answer one of the four questions."""
-    kernel = factorizer.kernel
-    if structure is not None:
-        result = factorizer.solve(structure)
-    elif max(kernel.kernel_size) <= 3 and stages is None and widths is None:
-        result = factorizer.measure(_single(kernel).cascade([factorizer.weight]))
-    elif solver == "alternating":
-        result = _alternating(factorizer, stages, widths)
-    elif widths is not None:
-        result = _with_widths(factorizer, tuple(widths))
-    elif stages is not None:
-        result = _with_stages(factorizer, stages)
-    else:
-        assert tolerance is not None
-        result = _cheapest(factorizer, tolerance)
-    if tolerance is None:
+def _answer(factorizer: Factorizer, question: Question) -> Factorization:
+    """Answer a question, and say what is to be said of the answer."""
+    tolerance, budget = question.tolerance, factorizer.budget
+    result = _solve(factorizer, question)
+    if budget.cut_short:
+        result = replace(
+            result,
+            timed_out=True,
+            message=f"the time limit of {budget.seconds:g} s cut the search short: with a larger "
+            "time_limit the answer may be better",
+        )
+    if tolerance is None or result.met is False:
         return result
-    met = result.error <= tolerance
-    return replace(result, met=met, message="" if met else _needed(factorizer, tolerance, result))
+    result = replace(result, met=result.error <= tolerance)
+    if result.met or result.timed_out:
+        return result
+    if question.is_open:
+        return replace(result, message=_needed(factorizer, tolerance, result))
+    text = f"what was asked for has a relative error of {result.error:.3g}, above {tolerance:g}"
+    return replace(result, message=text)
+
+
+def _solve(factorizer: Factorizer, question: Question) -> Factorization:
+    """Answer one of the four questions."""
+    kernel, stages, widths = factorizer.kernel, question.stages, question.widths
+    if question.structure is not None:
+        return _asked(factorizer, question.structure)
+    if max(kernel.kernel_size) <= 3 and stages is None and widths is None:
+        return _unchanged(factorizer)
+    if question.solver == "alternating":
+        return _alternating(factorizer, stages, widths)
+    if widths is not None:
+        return _with_widths(factorizer, tuple(map(int, widths)))
+    if stages is not None:
+        return _with_stages(factorizer, int(stages))
+    assert question.tolerance is not None
+    return _cheapest(factorizer, question.tolerance)
+
+
+def _asked(factorizer: Factorizer, structure: Structure) -> Factorization:
+    """Solve for the structure that the arguments name, if that can be done."""
+    _refuse_large(factorizer, structure)
+    return factorizer.solve(structure)
+
+
+def _unchanged(factorizer: Factorizer) -> Factorization:
+    """The kernel as it is."""
+    return factorizer.measure(_single(factorizer.kernel).cascade([factorizer.weight]))
 
 
 def _single(kernel: ConvGeometry) -> Structure:
@@ -142,24 +184,49 @@ def _single(kernel: ConvGeometry) -> Structure:
 
 def _cheapest(factorizer: Factorizer, tolerance: float) -> Factorization:
     """The cascade of fewest multiplies that meets the tolerance, or the best cheaper one."""
-    budget = factorizer.kernel.macs
+    macs, budget = factorizer.kernel.macs, factorizer.budget
     best: Ladder[Factorization] | None = None
-    ladders = []
+    missed: list[tuple[Factorization, Ladder[Factorization]]] = []
+    tried = False
     for family in families(factorizer.kernel):
-        rungs = [s for s in family.ladder(budget) if factorizer.fits(s)]
-        ladder = Ladder(rungs, factorizer.solve, tolerance)
+        rungs = [s for s in family.ladder(macs) if factorizer.fits(s)]
+        if not rungs:
+            continue
+        if tried and budget.used_up():
+            break
+        tried = True
+        ladder = Ladder(rungs, factorizer.attempt, tolerance, budget)
         found = ladder.cheapest()
+        nearest = ladder.nearest
         if found is not None:
-            best, budget = ladder, found.macs - 1
-        elif ladder.nearest is not None and ladder.nearest.exact and best is None:
-            return ladder.nearest
-        ladders.append(ladder)
+            best, macs = ladder, found.macs - 1
+        elif nearest is not None:
+            if nearest.exact and best is None:
+                return nearest
+            missed.append((nearest, ladder))
     if best is not None:
         return best.finished()
-    widest = [w for w in (ladder.widest() for ladder in ladders) if w is not None]
-    if not widest:
-        return factorizer.measure(_single(factorizer.kernel).cascade([factorizer.weight]))
-    return min(widest, key=lambda f: f.error)
+    if not missed:
+        return replace(_unchanged(factorizer), met=False, message=_hopeless(factorizer))
+    # A full solve seldom takes more off a draft's error than that.
+    within = DRAFT_SLACK * min(nearest.error for nearest, _ in missed)
+    contenders = (ladder.widest() for nearest, ladder in missed if nearest.error <= within)
+    return min((f for f in contenders if f is not None), key=lambda f: f.error)
+
+
+def _hopeless(factorizer: Factorizer) -> str:
+    """Say why there is nothing to solve."""
+    kernel = factorizer.kernel
+    name = f"the {size_name(kernel)} kernel ({kernel.macs} multiplies)"
+    if not kernel.overlaps:
+        return (
+            f"no cascade gains on {name} with a stride of {'x'.join(map(str, kernel.stride))}: it "
+            "is not larger than its stride, so its outputs read nothing in common"
+        )
+    rungs = next(full(kernel)).ladder(kernel.macs)
+    if not rungs:
+        return f"no cascade is cheaper than {name}"
+    return f"no cascade for {name} can be solved: the cheapest {factorizer.too_large(rungs[0])}"
 
 
 def _alternating(
@@ -173,203 +240,100 @@ def _alternating(
             f"{kernel.in_channels // kernel.groups}; use solver='auto'"
         )
     count = stages if widths is None else len(widths) + 1
-    family = next(iter(full(kernel, count)))
+    family = next(full(kernel, count))
     structure = family.structure(family.widths(1) if widths is None else widths)
+    _refuse_large(factorizer, structure)
     problem = factorizer.problem(structure)
-    restarts = alternating.solve(problem, structure, seed=factorizer.seed)
+    restarts = alternating.solve(problem, structure, seed=factorizer.seed, budget=factorizer.budget)
     return factorizer.measure(restarts.cascade, problem)
 
 
 def _with_stages(factorizer: Factorizer, stages: int) -> Factorization:
     """The best cascade with a number of stages within the original's multiplies."""
     kernel = factorizer.kernel
-    structures: dict[Structure, None] = {}
+    starts: dict[Structure, list[Cascade]] = {}
+    cheaper: list[Structure] = []
     for family, taper in itertools.product(full(kernel, stages), TAPERS):
-        rungs = [s for s in family.ladder(kernel.macs, taper=taper) if factorizer.fits(s)]
-        if rungs and kernel.is_depthwise:
-            chain = factorizer.solve(rungs[0])
-            if len(rungs) == 1 or chain.exact:
-                return chain  # more chains in parallel would only cost more
-        structures |= dict.fromkeys(rungs[-1:])
-    if not structures:
+        ladder = family.ladder(kernel.macs, taper=taper)
+        rungs = [s for s in ladder if factorizer.fits(s)]
+        cheaper += ladder[:1]
+        if rungs and rungs[-1] not in starts:
+            starts[rungs[-1]] = []
+            if kernel.is_depthwise and len(rungs) > 1:
+                chain = factorizer.attempt(rungs[0])
+                if chain.exact:
+                    return chain  # more chains in parallel would only cost more
+                starts[rungs[-1]] = [chain.cascade]
+    if not starts:
+        for structure in cheaper:
+            _refuse_large(factorizer, structure)
         raise ValueError(
-            f"stages={stages} costs more multiplies than the {_size(kernel)} kernel even with one "
-            f"hidden channel per group; use fewer stages"
+            f"stages={stages} costs more multiplies than the {size_name(kernel)} kernel even with "
+            "one hidden channel per group; use fewer stages"
         )
-    drafts = [factorizer.solve(s, "draft") for s in structures] if len(structures) > 1 else []
-    best = min(drafts, key=lambda f: f.error, default=None)
-    starts = () if best is None else (best.cascade,)
-    return factorizer.solve(
-        next(iter(structures)) if best is None else best.structure, "full", starts
-    )
+    if len(starts) == 1:
+        ((structure, given),) = starts.items()
+        return factorizer.solve(structure, "full", given)
+    best: Factorization | None = None
+    for structure, given in starts.items():
+        if best is not None and factorizer.budget.used_up():
+            return best
+        draft = factorizer.attempt(structure, "draft", given)
+        best = draft if best is None or draft.error < best.error else best
+    assert best is not None
+    return factorizer.solve(best.structure, "full", [best.cascade])
 
 
 def _with_widths(factorizer: Factorizer, widths: tuple[int, ...]) -> Factorization:
     """The best cascade with given hidden widths."""
     kernel = factorizer.kernel
     structures = [f.structure(widths) for f in full(kernel, len(widths) + 1)]
-    usable = [s for s in structures if factorizer.fits(s)]
-    cheaper = [s for s in usable if s.macs <= kernel.macs]
+    cheaper = [s for s in structures if s.macs <= kernel.macs]
     if not cheaper:
         least = min(s.macs for s in structures)
         raise ValueError(
-            f"widths={widths} must cost no more than the {_size(kernel)} kernel's {kernel.macs} "
-            f"multiplies per output pixel, but cost {least}; use narrower ones"
+            f"widths={widths} must cost no more than the {size_name(kernel)} kernel's "
+            f"{kernel.macs} multiplies per output pixel, but cost {least}; use narrower ones"
         )
-    return min((factorizer.solve(s) for s in cheaper), key=lambda f: f.error)
+    usable = [s for s in cheaper if factorizer.fits(s)]
+    if len(usable) <= 1:
+        return _asked(factorizer, (usable or cheaper)[0])
+    found = [factorizer.attempt(usable[0])]
+    for structure in usable[1:]:
+        if not factorizer.budget.used_up():
+            found.append(factorizer.attempt(structure))
+    return min(found, key=lambda f: f.error)
+
+
+def _refuse_large(factorizer: Factorizer, structure: Structure) -> None:
+    """Refuse a structure that the arguments name where it can't be solved."""
+    reason = factorizer.too_large(structure)
+    if reason:
+        raise ValueError(
+            f"weight is too large for what is asked: a {size_name(factorizer.kernel)} kernel with "
+            f"{len(structure.stages)} stages {reason}; ask for fewer stages or narrower ones"
+        )
 
 
 def _needed(factorizer: Factorizer, tolerance: float, best: Factorization) -> str:
     """Say what would meet the tolerance if multiplies did not matter."""
     kernel = factorizer.kernel
     text = (
-        f"no cascade cheaper than the {_size(kernel)} kernel ({kernel.macs} multiplies) has a "
+        f"no cascade cheaper than the {size_name(kernel)} kernel ({kernel.macs} multiplies) has a "
         f"relative error of {tolerance:g} or less; the best one has {best.error:.3g}"
     )
     if best.exact:
         dtype = str(factorizer.weight.dtype).removeprefix("torch.")
         return f"{text}, all of it rounding to {dtype}: give the weight in a wider dtype"
-    family = next(iter(full(kernel)))
+    family = next(full(kernel))
     rungs = [s for s in family.ladder(4 * kernel.macs, multiple=4) if s.macs > kernel.macs]
-    found = Ladder(rungs, factorizer.solve, tolerance).cheapest()
+    rungs = [s for s in rungs if factorizer.fits(s)]
+    budget = factorizer.budget.part(SHARE_OF_ADVICE * factorizer.budget.seconds)
+    ladder = Ladder(rungs, replace(factorizer, budget=budget).attempt, tolerance, budget)
+    found = ladder.cheapest()
+    if found is None and budget.cut_short:
+        return text
     if found is None:
         return f"{text}, and widths costing 4 times as much do not reach it either"
-    return f"{text}; widths {found.structure.widths} ({found.macs} multiplies) would be needed"
-
-
-def _check_structure(structure: Structure, kernel: ConvGeometry, solver: str) -> None:
-    """Refuse a structure that can't stand in for a kernel."""
-    if not isinstance(structure, Structure):
-        raise TypeError(
-            f"structure must be a convfactor.Structure, got {_type(structure)}; make one of "
-            "stages, as in Structure((StageShape(1, 1, (5, 1)), StageShape(1, 1, (1, 5))))"
-        )
-    first, last = structure.stages[0], structure.stages[-1]
-    wanted = (kernel.in_channels, kernel.out_channels, kernel.groups, kernel.stride)
-    found = (first.in_channels, last.out_channels, structure.groups, structure.stride)
-    if found != wanted:
-        raise ValueError(
-            "structure must have the kernel's (in_channels, out_channels, groups, stride) = "
-            f"{wanted}, got {found}"
-        )
-    if solver != "auto":
-        raise ValueError("structure is for solver='auto' only; drop one of them")
-
-
-def _size(kernel: ConvGeometry) -> str:
-    """Name a kernel's size."""
-    return "x".join(map(str, kernel.kernel_size))
-
-
-def _read_weight(weight: Tensor | NDArray[Any]) -> Tensor:
-    """Bring a weight to four dimensions."""
-    try:
-        # torch reads no reversed views of NumPy's
-        given = np.ascontiguousarray(weight) if isinstance(weight, np.ndarray) else weight
-        array = torch.as_tensor(given).detach()
-    except (TypeError, ValueError, RuntimeError) as error:
-        found = f"{weight.dtype} array" if isinstance(weight, np.ndarray) else _type(weight)
-        raise TypeError(
-            f"weight must be a tensor or an array, got {found}; give conv.weight"
-        ) from error
-    if not array.is_floating_point():
-        raise TypeError(
-            f"weight must be floating point, got {array.dtype}; convert it, for instance to float32"
-        )
-    if array.dim() == 2:
-        array = array[None, None]
-    if array.dim() != 4 or array.numel() == 0:
-        raise ValueError(
-            "weight must have shape (kH, kW) or (C_out, C_in/groups, kH, kW), "
-            f"got {tuple(array.shape)}"
-        )
-    if not array.isfinite().all():
-        raise ValueError("weight must be finite, got Inf or NaN in it")
-    return array
-
-
-def _read_kernel(
-    weight: Tensor, groups: int, stride: int | Pair, dilation: int | Pair
-) -> ConvGeometry:
-    """Read the integers of the kernel."""
-    if not _is_count(groups) or len(weight) % groups:
-        raise ValueError(
-            f"groups must divide the {len(weight)} output channels, got {groups!r}; "
-            "give the groups of the convolution"
-        )
-    return ConvGeometry.from_weight(weight, stride=stride, dilation=dilation, groups=groups)
-
-
-def check_tolerance(tolerance: float) -> None:
-    """Refuse a tolerance that is not a number above 0 and below 1.
-
-    Raises:
-        ValueError: It is not.
-    """
-    if not (isinstance(tolerance, Real) and not isinstance(tolerance, bool) and 0 < tolerance < 1):
-        raise ValueError(
-            "tolerance must be a positive number, a fraction below 1 (0.05 is 5 %), "
-            f"got {tolerance!r}"
-        )
-
-
-def _is_count(value: object) -> bool:
-    """Whether a value is an int of at least 1, Python's or NumPy's."""
-    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
-
-
-def _type(value: object) -> str:
-    """Name a value's type."""
-    return type(value).__name__
-
-
-def _check(
-    tolerance: float | None,
-    stages: int | None,
-    widths: Sequence[int] | None,
-    structure: Structure | None,
-    moments: Moments | None,
-    kernel: ConvGeometry,
-    ridge: float,
-    solver: str,
-) -> None:
-    """Refuse arguments that are out of range or do not fit together."""
-    if tolerance is not None:
-        check_tolerance(tolerance)
-    shapes = {"stages": stages, "widths": widths, "structure": structure}
-    given = [name for name, value in shapes.items() if value is not None]
-    if len(given) > 1:
-        raise ValueError(f"give {' or '.join(given)}, not both: each says what the cascade is")
-    if tolerance is None and not given:
-        raise ValueError("give a tolerance, the number of stages, the widths, or a structure")
-    if structure is not None:
-        _check_structure(structure, kernel, solver)
-    if stages is not None and not _is_count(stages):
-        raise ValueError(f"stages must be an int of at least 1, got {stages!r}")
-    if widths is not None and not (
-        isinstance(widths, Sequence)
-        and all(_is_count(w) and w % kernel.groups == 0 for w in widths)
-    ):
-        raise ValueError(
-            "widths must be a sequence of ints such as (4, 8), all positive multiples of the "
-            f"{kernel.groups} groups, got {widths!r}"
-        )
-    if not (isinstance(ridge, Real) and ridge >= 0 and math.isfinite(ridge)):
-        raise ValueError(f"ridge must be a number >= 0, got {ridge!r}")
-    if solver not in ("auto", "alternating"):
-        raise ValueError(f"solver must be 'auto' or 'alternating', got {solver!r}")
-    if moments is not None:
-        if not isinstance(moments, Moments):
-            raise TypeError(
-                f"moments must be a convfactor.Moments, got {_type(moments)}; measure them with "
-                "Moments.from_inputs(conv, inputs)"
-            )
-        in_per_group = kernel.in_channels // kernel.groups
-        size = in_per_group * math.prod(moments.window)
-        if moments.kernel_size != kernel.kernel_size or moments.mean.shape != (kernel.groups, size):
-            raise ValueError(
-                f"moments must be of the layer's own patches ({kernel.groups} groups of "
-                f"{in_per_group} channels, {_size(kernel)} taps), got {moments.mean.shape[0]} "
-                f"groups of {moments.mean.shape[1]} values for "
-                f"{moments.kernel_size[0]}x{moments.kernel_size[1]} taps"
-            )
+    words = "would be enough" if budget.cut_short else "would be needed"
+    return f"{text}; widths {found.structure.widths} ({found.macs} multiplies) {words}"

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from convfactor.bounds import Bounds
+from convfactor.budget import Budget
 from convfactor.cascade import Cascade, Stage, Structure
 from convfactor.geometry import ConvGeometry, Pair
 from convfactor.moments import Moments
-from convfactor.solvers import Effort, Problem, constraints, solve
+from convfactor.solvers import Effort, Problem, Size, constraints, solve
 
 # Called with a structure that is being solved, the share of the work done and the error reached.
 Report = Callable[[Structure, float, float], None]
+
+SECONDS_PER_STAGE = 1.0
+MOST_MEMORY = 4 << 30
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,22 +32,30 @@ class Factorization:
         error: Relative error, from the composed kernel after rounding.
         channel_errors: The same per output channel, float64 (C_out,).
         bias_shift: Float64 (C_out,), what the bias must take up: ``-D mu``.
-        bounds: Worst-case bounds of the output error.
         noise_gain: Amplification of rounding in the intermediates, relative to one rounding of the
             output; times the dtype's epsilon it is the relative rounding error to expect.
+        residual: Float64 (C_out, C_in/groups, H, W), composed kernel minus the original, both
+            extended by zeros, on the taps of the original.
+        origin: (row, col) of the residual's corner relative to the original's, in taps.
+        geometry: The convolution that was factorized.
         exact: Whether it was exact before rounding, so that nothing wider is better.
         met: Whether the error is within the tolerance; None without one.
-        message: What would be needed, where the tolerance was not met; otherwise empty.
+        timed_out: Whether the time limit cut the search short; more may give a better answer.
+        message: What would be needed, where the tolerance was not met, or that the time limit cut
+            the search short; otherwise empty.
     """
 
     cascade: Cascade
     error: float
     channel_errors: Tensor
     bias_shift: Tensor
-    bounds: Bounds
     noise_gain: float
+    residual: Tensor
+    origin: Pair
+    geometry: ConvGeometry
     exact: bool = False
     met: bool | None = None
+    timed_out: bool = False
     message: str = ""
 
     def __repr__(self) -> str:
@@ -78,6 +91,14 @@ class Factorization:
         """Multiplies per output pixel of the original grid."""
         return self.cascade.structure.macs
 
+    @functools.cached_property
+    def bounds(self) -> Bounds:
+        """Worst-case bounds of the output error.
+
+        ``factorize`` does not know the padding: there they are those for zeros or none.
+        """
+        return Bounds.from_residual(self.residual, self.geometry.groups, self.geometry, self.origin)
+
     def compose(self) -> Tensor:
         """Equivalent kernel, float64 (C_out, C_in/groups, spanH, spanW)."""
         return self.cascade.compose()
@@ -95,6 +116,7 @@ class Factorizer:
         ridge: White noise added to the input patches, relative to their mean power.
         seed: Seed of the random starts.
         report: Called while a structure is solved.
+        budget: Time that all solves together may take.
     """
 
     weight: Tensor
@@ -104,6 +126,7 @@ class Factorizer:
     ridge: float = 0.0
     seed: int = 0
     report: Report = lambda structure, share, error: None
+    budget: Budget = field(default_factory=Budget)
 
     def problem(self, structure: Structure) -> Problem:
         """The problem on the smallest window that holds the kernel and the structure."""
@@ -112,11 +135,25 @@ class Factorizer:
         )
 
     def fits(self, structure: Structure) -> bool:
-        """Whether the moments reach as far as the structure spans."""
-        if self.moments is None:
-            return True
+        """Whether the moments reach as far as the structure spans, and it can be solved at all."""
         wanted = self.margin(structure)
-        return all(w <= have for w, have in zip(wanted, self.moments.margin, strict=True))
+        reach = wanted if self.moments is None else self.moments.margin
+        within = all(w <= have for w, have in zip(wanted, reach, strict=True))
+        return within and not self.too_large(structure)
+
+    def too_large(self, structure: Structure) -> str:
+        """Say why a structure can't be solved in the memory and time allowed; empty if it can."""
+        window = tuple(
+            k + 2 * m for k, m in zip(self.kernel.kernel_size, self.margin(structure), strict=True)
+        )
+        metric = self.moments is not None or self.preserve_dc
+        size = Size.of(structure, (window[0], window[1]), metric)
+        if size.memory > MOST_MEMORY:
+            return f"takes some {size.memory / 2**30:.0f} GB, and {MOST_MEMORY >> 30} are allowed"
+        if size.seconds > self.budget.seconds:
+            allowed = f"{self.budget.seconds:g} s are allowed"
+            return f"takes more than {size.seconds:.0f} s, and {allowed}"
+        return ""
 
     def margin(self, structure: Structure) -> Pair:
         """Taps that the structure reaches beyond the kernel, at most, per side."""
@@ -127,6 +164,14 @@ class Factorizer:
             )
         )
         return rows, cols
+
+    def attempt(
+        self, structure: Structure, effort: Effort = "full", starts: Sequence[Cascade] = ()
+    ) -> Factorization:
+        """Solve for one of several structures, leaving time for the others."""
+        seconds = max(SECONDS_PER_STAGE * len(structure.stages), self.budget.left / 2)
+        own = replace(self, budget=self.budget.part(seconds))
+        return own.solve(structure, effort, starts)
 
     def solve(
         self, structure: Structure, effort: Effort = "full", starts: Sequence[Cascade] = ()
@@ -142,6 +187,7 @@ class Factorizer:
             ridge=self.ridge,
             effort=effort,
             progress=lambda share, error: self.report(structure, share, error),
+            budget=self.budget,
         )
         return self.measure(cascade, problem)
 
@@ -162,7 +208,9 @@ class Factorizer:
             error=problem.error(rounded),
             channel_errors=problem.channel_errors(rounded).flatten(),
             bias_shift=shift,
-            bounds=Bounds.from_residual(residual.flatten(0, 1), self.kernel.groups, self.kernel),
             noise_gain=rounded.noise_gain(),
+            residual=residual.flatten(0, 1),
+            origin=problem.origin,
+            geometry=self.kernel,
             exact=problem.error(cascade) <= problem.exact,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -127,6 +128,17 @@ class ConvGeometry:
     def is_depthwise(self) -> bool:
         """Whether every group reads one channel and writes one."""
         return self.groups == self.in_channels == self.out_channels
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether neighbouring outputs read pixels in common.
+
+        Where they do not, as in a patch embedding, the stages of a cascade have nothing to share.
+        """
+        return any(
+            (taps - 1) * math.gcd(step, apart) >= step
+            for taps, step, apart in zip(self.kernel_size, self.stride, self.dilation, strict=True)
+        )
 
     @property
     def extent(self) -> Pair:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Generic, Protocol, TypeVar
 
+from convfactor.budget import Budget
 from convfactor.cascade import Cascade, Structure
 from convfactor.solvers import Effort
 
@@ -40,17 +41,25 @@ class Ladder(Generic[A]):
     solves settle what drafts leave open; every solve starts from the best narrower answer too.
     """
 
-    def __init__(self, rungs: Sequence[Structure], solve: Solve[A], tolerance: float) -> None:
+    def __init__(
+        self,
+        rungs: Sequence[Structure],
+        solve: Solve[A],
+        tolerance: float,
+        budget: Budget | None = None,
+    ) -> None:
         """Start with nothing solved.
 
         Args:
             rungs: Structures, each wider than the one before.
             solve: Solves one structure with an effort, from starts.
             tolerance: Error that a solution may have.
+            budget: Time after which no further solve begins but the first; None for no end.
         """
         self._rungs = rungs
         self._solve = solve
         self._tolerance = tolerance
+        self._budget = Budget() if budget is None else budget
         self._solved: dict[tuple[int, Effort], A] = {}
         self._found: int | None = None
 
@@ -93,7 +102,8 @@ class Ladder(Generic[A]):
     def finished(self) -> A:
         """The solution that was found, with full effort."""
         assert self._found is not None
-        self._attempt(self._found, "full")
+        if not self._budget.used_up():
+            self._attempt(self._found, "full")
         return self._best(self._found)
 
     @property
@@ -102,18 +112,29 @@ class Ladder(Generic[A]):
         return min(self._solved.values(), key=lambda attempt: attempt.error, default=None)
 
     def widest(self) -> A | None:
-        """Full solution of the widest rung."""
-        return self._attempt(len(self._rungs) - 1, "full") if self._rungs else None
+        """The best solution once the widest rung has its full one, as far as time allows."""
+        if self._rungs and not self._budget.used_up():
+            self._attempt(len(self._rungs) - 1, "full")
+        return self.nearest
 
     def _narrowest(self, tolerance: float, slack: float, low: int) -> int | None:
         """Search for the cheapest rung above ``low`` with an error within a tolerance.
 
-        The next rung is where the error would cross the tolerance as a power of the multiplies.
+        Drafts alone come first, so that there is an answer soon. The next rung is where the error
+        would cross the tolerance as a power of the multiplies.
         """
         high = len(self._rungs) - 1
         if high <= low or not self._meets(high, tolerance, slack):
             return None
-        while high - low > 1:
+        for wanted in (1.0, slack):
+            drafts = (rung for rung, effort in self._solved if effort == "draft" and rung < high)
+            far = (r for r in drafts if self._solved[r, "draft"].error > wanted * tolerance)
+            high = self._between(max([low, *far]), high, tolerance, wanted)
+        return high
+
+    def _between(self, low: int, high: int, tolerance: float, slack: float) -> int:
+        """Halve the rungs between one that misses the tolerance and one that meets it."""
+        while high - low > 1 and not self._budget.used_up():
             middle = self._crossing(low, high, tolerance)
             if self._meets(middle, tolerance, slack):
                 high = middle
@@ -139,6 +160,8 @@ class Ladder(Generic[A]):
         draft = self._attempt(rung, "draft").error
         if draft <= tolerance or draft > slack * tolerance:
             return draft <= tolerance
+        if self._budget.used_up():
+            return False
         return self._attempt(rung, "full").error <= tolerance
 
     def _best(self, rung: int) -> A:

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from convfactor.factorization import check_tolerance
+from convfactor.kernels import check_tolerance
 
 OBJECTIVES = ("latency", "macs")
 STRUCTURES = ("auto", "cascade")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,11 @@ FEWEST_MIXED = 16
 # 9x9 1->64 from 8.0 to 0.4 %: what a narrow stage loses, no later one brings back.
 NARROWEST = 4
 TAPER = 0.5
+# Taps that strided stages may reach beyond the kernel in all.
+WIDEST = 4
+# Beyond these there are too many ways to count them all.
+LARGEST_DILATED = 255
+MOST_STRIDED = 32
 # Unknowns per channel of parallel chains, which are all solved for together.
 MOST_TAPS = 300
 
@@ -125,7 +131,9 @@ def stage_sizes(kernel_size: Pair) -> tuple[Pair, ...]:
 
 
 def families(kernel: ConvGeometry) -> list[Family]:
-    """Every family of 3x3 cascades worth trying for a kernel."""
+    """Every family of 3x3 cascades worth trying for a kernel; none where nothing is shared."""
+    if not kernel.overlaps:
+        return []
     return [*full(kernel), *cropped(kernel), *dilated(kernel), *pointwise(kernel)]
 
 
@@ -153,7 +161,9 @@ def full(kernel: ConvGeometry, stages: int | None = None) -> Iterator[Family]:
             )
             family = _centred(kernel, sizes, strides)
             span = family.structure(family.widths(1)).span
-            reaches = all(k <= s <= k + 4 for k, s in zip(kernel.kernel_size, span, strict=True))
+            reaches = all(
+                k <= s <= k + WIDEST for k, s in zip(kernel.kernel_size, span, strict=True)
+            )
             if stages is not None or reaches:
                 yield family
 
@@ -169,7 +179,7 @@ def cropped(kernel: ConvGeometry, rings: int = 1) -> Iterator[Family]:
 def dilated(kernel: ConvGeometry) -> Iterator[Family]:
     """Cascades of fewer 3x3 stages that reach as far by dilation, without holes."""
     height, width = kernel.kernel_size
-    if height != width or height % 2 == 0 or height < 7:
+    if height != width or height % 2 == 0 or not 7 <= height <= LARGEST_DILATED:
         return
     natural = (height - 1) // 2
     shortest = next(n for n in range(1, natural) if 3**n >= height)
@@ -196,7 +206,7 @@ def pointwise(kernel: ConvGeometry) -> Iterator[Family]:
 def separable_pair(kernel: ConvGeometry) -> Iterator[Family]:
     """The pair Kx1, 1xK (Jaderberg et al., 2014)."""
     (height, width), (sy, sx) = kernel.kernel_size, kernel.stride
-    if min(height, width) > 1:
+    if min(height, width) > 1 and kernel.overlaps:
         yield Family(
             kernel, ((height, 1), (1, width)), ((sy, 1), (1, sx)), ((1, 1), (1, 1)), (0, 0)
         )
@@ -215,21 +225,49 @@ def _stride_placements(kernel: ConvGeometry, count: int) -> Iterator[tuple[Pair,
     ones = ((1, 1),) * (count - 1)
     yield (*ones, kernel.stride)
     (sy, sx) = kernel.stride
-    if sy != sx or sy == 1:
+    if sy != sx or sy == 1 or count > MOST_STRIDED:
         return
-    factors = [f for f in range(1, sy + 1) if sy % f == 0]
-    for split in itertools.product(factors, repeat=count):
-        if math.prod(split) == sy and split[-1] != sy:
+    room = max(kernel.kernel_size) + WIDEST - 1
+    for split in _splits(sy, count, 1, room):
+        if split[-1] != sy:
             yield tuple((s, s) for s in split)
+
+
+def _splits(step: int, count: int, density: int, room: int) -> Iterator[tuple[int, ...]]:
+    """Write a stride as a product over stages of three taps that together reach within a room.
+
+    Args:
+        step: The stride that is left.
+        count: Stages that are left.
+        density: Product of the strides before.
+        room: Pixels that are left from the first tap to the last.
+    """
+    room -= 2 * density
+    if room < 0:
+        return
+    if count == 1:
+        yield (step,)
+        return
+    for factor in range(1, min(step, room) + 1):
+        if step % factor == 0:
+            for rest in _splits(step // factor, count - 1, density * factor, room):
+                yield (factor, *rest)
 
 
 def _dilations(reach: int, count: int) -> tuple[int, ...] | None:
     """Growing dilations that sum to ``reach`` and leave no holes, as even as possible."""
-    options = (
-        split
-        for split in itertools.combinations_with_replacement(range(1, reach + 1), count)
-        if sum(split) == reach
-        and split[0] == 1
-        and all(d <= 1 + 2 * sum(split[:i]) for i, d in enumerate(split))
-    )
-    return min(options, key=lambda split: sum(d * d for d in split), default=None)
+
+    @functools.cache
+    def best(least: int, left: int, stages: int) -> tuple[int, tuple[int, ...]] | None:
+        """The least sum of squares of the stages that are left, and their dilations."""
+        if stages == 0:
+            return (0, ()) if left == 0 else None
+        found = []
+        for dilation in range(least, min(1 + 2 * (reach - left), left // stages) + 1):
+            rest = best(dilation, left - dilation, stages - 1)
+            if rest is not None:
+                found.append((rest[0] + dilation**2, (dilation, *rest[1])))
+        return min(found, default=None)
+
+    whole = best(1, reach, count)
+    return None if whole is None else whole[1]

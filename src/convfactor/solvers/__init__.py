@@ -6,11 +6,13 @@ from collections.abc import Sequence
 
 import torch
 
+from convfactor.budget import Budget
 from convfactor.cascade import Cascade, Structure
 from convfactor.solvers import dense, levenberg, separable
 from convfactor.solvers.problem import Effort, Problem, Progress
+from convfactor.solvers.size import Size
 
-__all__ = ["Effort", "Problem", "Progress", "solve"]
+__all__ = ["Effort", "Problem", "Progress", "Size", "solve"]
 
 
 def solve(
@@ -22,6 +24,7 @@ def solve(
     ridge: float = 0.0,
     effort: Effort = "full",
     progress: Progress | None = None,
+    budget: Budget | None = None,
 ) -> Cascade:
     """Find the best weights for a structure with the solver made for its kind.
 
@@ -36,19 +39,27 @@ def solve(
         ridge: White noise added to the input patches, relative to their mean power.
         effort: "draft" for an answer good enough to search with, "full" for the best one.
         progress: Called with the share of the work done and the relative error reached.
+        budget: Time to stop after, with the best so far; None for no end.
     """
     chains = levenberg.handles(problem, structure)
     if chains:
-        exact = _exact(problem, structure)
+        exact = _exact(problem, structure, budget)
         if exact is not None:
             return exact
     solver = levenberg.solve if chains else dense.solve
     return solver(
-        problem, structure, starts=starts, seed=seed, ridge=ridge, effort=effort, progress=progress
+        problem,
+        structure,
+        starts=starts,
+        seed=seed,
+        ridge=ridge,
+        effort=effort,
+        progress=progress,
+        budget=budget,
     )
 
 
-def _exact(problem: Problem, structure: Structure) -> Cascade | None:
+def _exact(problem: Problem, structure: Structure, budget: Budget | None) -> Cascade | None:
     """The exact split of separable kernels, its stages in the order of the least rounding."""
     outputs = structure.stages[-1].out_channels
     chains = structure.widths[0] // outputs if structure.widths else 1
@@ -56,7 +67,7 @@ def _exact(problem: Problem, structure: Structure) -> Cascade | None:
     if bool((values[..., chains:].norm(dim=2) > problem.exact * values.norm(dim=2)).any()):
         return None
     try:
-        cascade = separable.solve(problem, structure)
+        cascade = separable.solve(problem, structure, budget)
     except ValueError:
         return None
     return cascade if problem.error(cascade) <= problem.exact else None

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from convfactor.budget import Budget
 from convfactor.cascade import Cascade, Structure
 from convfactor.solvers.chains import Layout, branches, pack
 from convfactor.solvers.problem import Problem
@@ -72,6 +73,7 @@ def solve(
     energy_weight: float = 0.0,
     admissibility_weight: float = 0.0,
     seed: int = 0,
+    budget: Budget | None = None,
 ) -> Restarts:
     """Fit chains to every channel by alternating gradient descent.
 
@@ -90,6 +92,7 @@ def solve(
         energy_weight: Weight of the energy term.
         admissibility_weight: Weight of the admissibility term.
         seed: Seed of the starts.
+        budget: Time to stop after, with the best so far; None for no end.
 
     Returns:
         The best cascade, all losses, and how many starts diverged.
@@ -132,6 +135,8 @@ def solve(
     kernels = balance([*kernels[:-1], kernels[-1] / norms])
     with torch.enable_grad():
         for _ in range(steps):
+            if budget is not None and budget.used_up():
+                break
             for stage in range(len(kernels)):
                 active = kernels[stage].detach().requires_grad_()
                 trial = [*kernels[:stage], active, *kernels[stage + 1 :]]

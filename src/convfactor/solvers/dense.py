@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from convfactor.budget import Budget
 from convfactor.cascade import Cascade, Structure
 from convfactor.solvers.composition import Composition, Layout
 from convfactor.solvers.descent import Descent
@@ -23,6 +24,7 @@ _DRAWING = 9e7
 _DRAWS = 6
 _TRIAL = 50
 _LONG_TRIAL = 400
+_SOONEST = 100
 _EXACT = 1e-28
 
 
@@ -60,6 +62,7 @@ def solve(
     ridge: float = 0.0,
     effort: Effort = "full",
     progress: Progress | None = None,
+    budget: Budget | None = None,
 ) -> Cascade:
     """Find the best weights for a structure.
 
@@ -77,6 +80,7 @@ def solve(
             kernel near the target where the covariance does not say.
         effort: "draft" for an answer good enough to search with, "full" for the best one.
         progress: Called with the share of the work done and the relative error reached.
+        budget: Time to stop after, with the best so far; None for no end.
 
     Returns:
         A balanced float64 cascade of the structure.
@@ -98,12 +102,14 @@ def solve(
         given = [layout.transpose(flat) for flat in given]
         reduction = reduction.transposed(layout.channels[0])
         layout = layout.transposed
-    flats = [lifted(layout, reduction.target, generator)]
+    budget = Budget() if budget is None else budget
+    flats = [lifted(layout, reduction.target, generator, budget)]
     draws = min(int(_DRAWING / _work(layout, reduction)), _DRAWS)
     flats.append(drawn(layout, draws * problem.groups, generator).to(flats[0].device))
     flats = [_refit(layout, reduction, torch.cat(flats)), *given]
     trial = _LONG_TRIAL if draws else _TRIAL
-    flat = _descend(layout, reduction, torch.cat(flats), trial, _LIMITS[effort], progress)
+    descent = Descent(layout, reduction, torch.cat(flats))
+    flat = _descend(descent, trial, _limits(effort, layout, reduction), progress, budget)
     if turned:
         flat, layout = layout.transpose(flat), layout.transposed
     weights = layout.split(flat)
@@ -135,32 +141,37 @@ def _refit(layout: Layout, reduction: Reduction, flat: Tensor) -> Tensor:
 
 
 def _descend(
-    layout: Layout,
-    reduction: Reduction,
-    flat: Tensor,
-    trial: int,
-    limits: _Limits,
-    progress: Progress | None,
+    descent: Descent, trial: int, limits: _Limits, progress: Progress | None, budget: Budget
 ) -> Tensor:
-    """Descend from (starts * groups, weights), after a trial only from each group's best."""
-    groups = len(reduction.target)
-    descent = Descent(layout, reduction, flat)
-    allowed = limits.work / _work(layout, reduction)
-    iterations = round(min(max(allowed, limits.least), limits.most))
-    history: list[float] = []
-    for iteration in range(iterations):
+    """Descend from several starts, after a trial only from each group's best."""
+    groups = descent.groups
+    history: list[Tensor] = []
+    for iteration in range(limits.most):
+        if budget.used_up():
+            break
         if iteration == trial:
             descent.keep(_best(descent.loss, groups))
+            history.clear()
         descent.step()
-        history.append(float(descent.loss.view(-1, groups).amin(0).mean()))
+        history.append(descent.loss.view(-1, groups).mean(1))
+        lowest = float(descent.loss.view(-1, groups).amin(0).mean())
         if progress and iteration % 10 == 9:
-            progress((iteration + 1) / iterations, math.sqrt(history[-1]))
-        if history[-1] < _EXACT:
+            progress((iteration + 1) / limits.most, math.sqrt(lowest))
+        if lowest < _EXACT:
             break
-        earlier = history[-1 - limits.window] if iteration >= trial + limits.window else math.inf
-        if history[-1] > (1 - limits.settled) * earlier:
+        # A start that still comes down may end below the one that leads.
+        now, earlier = history[-1], history[-1 - limits.window :][0]
+        settled = now > (1 - limits.settled) * earlier
+        if iteration >= _SOONEST and len(history) > limits.window and bool(settled.all()):
             break
     return descent.flat[_best(descent.loss, groups)]
+
+
+def _limits(effort: Effort, layout: Layout, reduction: Reduction) -> _Limits:
+    """How long to search for a problem of a size."""
+    limits = _LIMITS[effort]
+    allowed = limits.work / _work(layout, reduction)
+    return replace(limits, most=round(min(max(allowed, limits.least), limits.most)))
 
 
 def _best(loss: Tensor, groups: int) -> Tensor:

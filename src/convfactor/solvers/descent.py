@@ -31,6 +31,7 @@ class Descent:
     def __init__(self, layout: Layout, reduction: Reduction, flat: Tensor) -> None:
         """Evaluate the starts."""
         self._layout, self._reduction = layout, reduction
+        self.groups = len(reduction.target)
         self._spectrum = Spectrum(
             reduction.covariance, layout.channels[0], reduction.window, flat.device
         )

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from convfactor.budget import Budget
 from convfactor.cascade import Cascade, Structure
 from convfactor.solvers import separable
 from convfactor.solvers.chains import Layout, branches, embed, pack
@@ -29,10 +30,12 @@ _LARGEST = 169
 _SETTLED = 1e-9
 _SOLVED = 1e-26
 _SPLIT = 1e-20
-_THOROUGH_WORK = 3e6
-# Above this much, or this many channels, random starts are all that can be afforded.
-_STEADY_WORK = 4e7
+# Most work that an effort is made for, so that it takes about a second per stage.
+_THOROUGH_WORK, _STEADY_WORK, _HASTY_WORK = 3e6, 4e7, 5e8
 _STEADY_CHANNELS = 128
+# Where there are more channels than this, a costly way is tried on a few of them first, and on the
+# others if it solves one of those or takes this share off their squared error.
+_MANY, _FEW, _GAIN = 32, 8, 0.2
 
 
 @dataclass(frozen=True)
@@ -55,9 +58,13 @@ class _Effort:
 
 
 _DRAFT = _Effort(random=8, peeled=0, rounds=0, heats=((10, 3), (30, 1)), steps=20)
-_BRISK = _Effort(random=32, peeled=0, rounds=0)
+_GLANCE = _Effort(random=4, peeled=0, rounds=0, heats=((6, 2), (15, 1)), steps=15)
+_BARE = _Effort(random=0, peeled=0, rounds=0, heats=((8, 1),), steps=25)
+_HASTY = _Effort(random=4, peeled=0, rounds=0, heats=((8, 2), (20, 1)), steps=60)
+_BRISK = _Effort(random=24, peeled=0, rounds=0, heats=((6, 6), (15, 2), (40, 1)), steps=150)
 _STEADY = _Effort(random=16, peeled=8, rounds=1)
 _THOROUGH = _Effort(random=32, peeled=16, rounds=2)
+_MANIFOLD = replace(_BRISK, peeled=8, rounds=2)
 
 
 def handles(problem: Problem, structure: Structure) -> bool:
@@ -81,6 +88,7 @@ def solve(
     ridge: float = 0.0,
     effort: Effort = "full",
     progress: Progress | None = None,
+    budget: Budget | None = None,
 ) -> Cascade:
     """Find the best chains for every channel.
 
@@ -94,6 +102,7 @@ def solve(
         ridge: White noise added to the input, relative to its mean power.
         effort: "draft" for an answer good enough to search with, "full" for the best one.
         progress: Called with the share of the work done and the relative error reached.
+        budget: Time to stop after, with the best so far; None for no end.
 
     Returns:
         A balanced float64 cascade of exactly this structure.
@@ -122,8 +131,9 @@ def solve(
             power = scale / torch.where(scale > 0, scale, 1).amax()
             progress(share, float(((losses * power**2).sum() / (power**2).sum()).sqrt()))
 
-    affordable = _affordable(fit, layout, count) if effort == "full" else _DRAFT
-    search = _Search(affordable, torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    budget = Budget() if budget is None else budget
+    search = _Search(_affordable(fit, layout, count, effort), generator, budget)
     best = search.run(fit, layout, count, given, tell)
     cascade = pack(structure, _zeroed(best, fit.target)).balanced()
     last = cascade.stages[-1]
@@ -131,13 +141,21 @@ def solve(
     return replace(cascade, stages=(*cascade.stages[:-1], last))
 
 
-def _affordable(fit: Fit, layout: Layout, count: int) -> _Effort:
+def _affordable(fit: Fit, layout: Layout, count: int, effort: Effort) -> _Effort:
     """Try less for many channels and many taps."""
     channels, pixels = fit.target.shape
     work = channels * (count * layout.taps) ** 2 * pixels
-    if work <= _THOROUGH_WORK:
-        return _THOROUGH
-    return _STEADY if work <= _STEADY_WORK and channels <= _STEADY_CHANNELS else _BRISK
+    if effort == "draft":
+        if work > _STEADY_WORK:
+            return _BARE
+        return _DRAFT if channels <= _MANY else _GLANCE
+    if work > _STEADY_WORK:
+        return _HASTY if work <= _HASTY_WORK else _BARE
+    if channels > _STEADY_CHANNELS:
+        return _BRISK
+    if channels <= _MANY:
+        return _THOROUGH if work <= _THOROUGH_WORK else _STEADY
+    return _MANIFOLD
 
 
 def _normalise(problem: Problem, structure: Structure, ridge: float) -> tuple[Fit, Tensor]:
@@ -178,9 +196,10 @@ class _Search:
     a channel next to each other.
     """
 
-    def __init__(self, effort: _Effort, generator: torch.Generator) -> None:
+    def __init__(self, effort: _Effort, generator: torch.Generator, budget: Budget) -> None:
         self.effort = effort
         self.generator = generator
+        self.budget = budget
 
     def run(
         self,
@@ -210,22 +229,44 @@ class _Search:
         ways: list[Callable[[Fit, Kernels], Kernels]] = []
         if count > 1:
             ways.append(lambda part, _: self._boost(part, layout, count))
-        ways.append(lambda part, _: self._random(part, layout, count, self.effort.random))
+        if self.effort.random:
+            ways.append(lambda part, _: self._random(part, layout, count, self.effort.random))
+        cheap = len(ways)
         if count == 1 and len(layout.sizes) > 2:
             if self.effort.peeled:
                 ways.append(lambda part, _: self._peel(part, layout))
             ways += [lambda part, now: self._resplit(part, layout, now)] * self.effort.rounds
-        for done, way in enumerate(ways, 1):
-            tell(done / (len(ways) + 1), losses)
+        for done, way in enumerate(ways):
+            tell((done + 1) / (len(ways) + 1), losses)
             todo = (losses > _SOLVED).nonzero()[:, 0]
-            if todo.numel() == 0:
-                break
-            part, now = fit.take(todo), [kernel[todo] for kernel in best]
-            found, losses[todo] = self._race(part, layout, _join([now, way(part, now)], len(todo)))
-            _put(best, todo, found)
+            if done >= cheap and len(todo) > _MANY:
+                first, todo = todo[:_FEW], todo[_FEW:]
+                before = losses[first]
+                self._follow(way, fit, layout, best, losses, first)
+                after = losses[first]
+                if bool((after > _SOLVED).all()) and after.sum() > (1 - _GAIN) * before.sum():
+                    break
+            self._follow(way, fit, layout, best, losses, todo)
         now = [kernel[inexact] for kernel in best]
-        _put(best, inexact, refine(fit.take(inexact), now, layout, self.effort.steps, _SETTLED)[0])
+        last = refine(fit.take(inexact), now, layout, self.effort.steps, _SETTLED, self.budget)
+        _put(best, inexact, last[0])
         return best
+
+    def _follow(
+        self,
+        way: Callable[[Fit, Kernels], Kernels],
+        fit: Fit,
+        layout: Layout,
+        best: Kernels,
+        losses: Tensor,
+        todo: Tensor,
+    ) -> None:
+        """Let starts of one kind race with the best of some channels, and keep what wins."""
+        if todo.numel() == 0 or self.budget.used_up():
+            return
+        part, now = fit.take(todo), [kernel[todo] for kernel in best]
+        found, losses[todo] = self._race(part, layout, _join([now, way(part, now)], len(todo)))
+        _put(best, todo, found)
 
     def _race(self, fit: Fit, layout: Layout, kernels: Kernels) -> tuple[Kernels, Tensor]:
         """Refine the starts of every channel in heats, each with fewer that survive."""
@@ -233,7 +274,8 @@ class _Search:
         losses = kernels[0].new_zeros(len(kernels[0]))
         for steps, survivors in self.effort.heats:
             runners = len(kernels[0]) // channels
-            kernels, losses = refine(fit.repeat(runners), kernels, layout, steps)
+            many = fit.repeat(runners)
+            kernels, losses = refine(many, kernels, layout, steps, budget=self.budget)
             best = losses.view(channels, runners).topk(min(survivors, runners), 1, False)[1]
             first = torch.arange(channels, device=best.device)[:, None] * runners
             index = (first + best).flatten()
@@ -271,7 +313,7 @@ class _Search:
             pair, _ = self._race(fit, halves, _join([pair, random], len(fit.target)))
         rest, last = pair
         lighter = replace(self.effort, random=8, peeled=8, rounds=0)
-        inner = _Search(lighter, self.generator)
+        inner = _Search(lighter, self.generator, self.budget)
         return [*inner.run(_plain(rest), layout.select(range(stages - 1)), 1), last]
 
     def _resplit(self, fit: Fit, layout: Layout, kernels: Kernels) -> Kernels:
@@ -279,15 +321,16 @@ class _Search:
         stages = len(layout.sizes)
         pairs = list(itertools.combinations(range(stages), 2))
         order = torch.randperm(len(pairs), generator=self.generator)[:_PAIRS].tolist()
-        inner = _Search(_DRAFT, self.generator)
-        found = []
+        inner = _Search(_DRAFT, self.generator, self.budget)
+        found: list[Kernels] = []
         for i, j in (pairs[k] for k in sorted(order)):
+            if found and self.budget.used_up():
+                break
             rest = [k for k in range(stages) if k not in (i, j)]
             two = layout.select([i, j])
             merged = compose([kernels[i], kernels[j]], two)[:, None]
-            relaxed, _ = refine(
-                fit, [merged, *(kernels[k] for k in rest)], layout.merge([i, j], rest), 15
-            )
+            whole = [merged, *(kernels[k] for k in rest)]
+            relaxed, _ = refine(fit, whole, layout.merge([i, j], rest), 15, budget=self.budget)
             split = inner.run(_plain(relaxed[0]), two, 1)
             places = dict(zip([i, j, *rest], [*split, *relaxed[1:]], strict=True))
             found.append([places[k] for k in range(stages)])

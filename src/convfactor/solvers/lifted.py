@@ -9,12 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from convfactor.budget import Budget
 from convfactor.solvers.composition import Layout
 
 _ALTERNATIONS = 20
 
 
-def lifted(layout: Layout, kernel: Tensor, generator: torch.Generator) -> Tensor:
+def lifted(layout: Layout, kernel: Tensor, generator: torch.Generator, budget: Budget) -> Tensor:
     """Split a kernel stage by stage, each time as a matrix of low rank.
 
     A first stage of taps ``q`` and a rest of taps ``p`` compose to ``W[r] = sum T[p, q]`` over
@@ -25,6 +26,7 @@ def lifted(layout: Layout, kernel: Tensor, generator: torch.Generator) -> Tensor
         layout: The cascade's layout.
         kernel: (groups, out, in * H * W) on the layout's span.
         generator: For the subspace iteration's first guess.
+        budget: Time after which to alternate no further.
 
     Returns:
         (groups, weights).
@@ -32,7 +34,7 @@ def lifted(layout: Layout, kernel: Tensor, generator: torch.Generator) -> Tensor
     weights = []
     rest = layout.kernel(kernel, layout.stages)
     for stage in range(layout.stages - 1):
-        tail, first = _peel(layout, rest, stage, generator)
+        tail, first = _peel(layout, rest, stage, generator, budget)
         weights.append(first.flatten(1))
         rest = tail
     (y, x), last = layout.spacings[-1], rest
@@ -41,7 +43,7 @@ def lifted(layout: Layout, kernel: Tensor, generator: torch.Generator) -> Tensor
 
 
 def _peel(
-    layout: Layout, kernel: Tensor, stage: int, generator: torch.Generator
+    layout: Layout, kernel: Tensor, stage: int, generator: torch.Generator, budget: Budget
 ) -> tuple[Tensor, Tensor]:
     """Split (groups, out, in, H, W) into a rest and the stage's (groups, width, in * kH * kW)."""
     groups, outputs, inputs, height, width = kernel.shape
@@ -73,6 +75,8 @@ def _peel(
         low = (left @ basis.mT).view(groups, outputs, *reach, inputs, len(taps))
         low = low.permute(0, 1, 4, 2, 3, 5)
         lift = low + spread((kernel - fold(low)) / count)
+        if budget.used_up():
+            break
     if left.shape[-1] < rank:
         left = F.pad(left, (0, rank - left.shape[-1]))
         basis = F.pad(basis, (0, rank - basis.shape[-1]))

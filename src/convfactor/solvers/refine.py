@@ -13,14 +13,17 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from convfactor.budget import Budget
 from convfactor.geometry import Pair
 from convfactor.solvers.chains import Layout
+from convfactor.solvers.correlations import normal_equations
 
 Kernels = list[Tensor]
 
 # On a CPU the Jacobians of a chunk stay in the cache.
 _CPU_CHUNK, _DEVICE_CHUNK = 1 << 25, 1 << 29
 _SMALL = 20_000
+_WIDE = 60
 _EXACT = 1e-30
 
 
@@ -61,8 +64,11 @@ class Fit:
 
     def loss(self, kernels: Kernels, layout: Layout) -> Tensor:
         """Squared error, (N,)."""
-        wrong = self.weigh(compose(kernels, layout).flatten(1) - self.target)
-        return wrong.square().sum(1)
+        return self.weigh(self.residual(kernels, layout)).square().sum(1)
+
+    def residual(self, kernels: Kernels, layout: Layout) -> Tensor:
+        """Composed kernels minus targets, (N, P)."""
+        return compose(kernels, layout).flatten(1) - self.target
 
 
 def compose(kernels: Kernels, layout: Layout) -> Tensor:
@@ -90,7 +96,12 @@ def balance(kernels: Kernels) -> Kernels:
 
 
 def refine(
-    fit: Fit, kernels: Kernels, layout: Layout, steps: int, settle: float = 1e-4
+    fit: Fit,
+    kernels: Kernels,
+    layout: Layout,
+    steps: int,
+    settle: float = 1e-4,
+    budget: Budget | None = None,
 ) -> tuple[Kernels, Tensor]:
     """Run Levenberg-Marquardt; no element gets worse, and none disturbs another.
 
@@ -100,6 +111,7 @@ def refine(
         layout: Where the taps lie.
         steps: Most steps per element.
         settle: Relative decrease of the loss over five steps below which an element stops.
+        budget: Time to stop after, shared evenly by the elements; None for no end.
 
     Returns:
         The refined kernels and their loss (N,).
@@ -108,17 +120,13 @@ def refine(
     pixels = layout.span[0] * layout.span[1]
     room = _CPU_CHUNK if fit.target.device.type == "cpu" else _DEVICE_CHUNK
     chunk = max(1, room // (16 * branches * layout.taps * pixels))
+    budget = Budget() if budget is None else budget
+    done = []
     with _single_thread(branches * layout.taps * pixels < _SMALL):
-        done = [
-            _refine_chunk(
-                fit.take(slice(i, i + chunk)),
-                [k[i : i + chunk] for k in kernels],
-                layout,
-                steps,
-                settle,
-            )
-            for i in range(0, count, chunk)
-        ]
+        for i in range(0, count, chunk):
+            part, own = fit.take(slice(i, i + chunk)), [k[i : i + chunk] for k in kernels]
+            share = budget.part(budget.left * chunk / max(count - i, chunk))
+            done.append(_refine_chunk(part, own, layout, steps, settle, share))
     stages = zip(*(part[0] for part in done), strict=True)
     return [torch.cat(stage) for stage in stages], torch.cat([part[1] for part in done])
 
@@ -136,7 +144,7 @@ def _single_thread(wanted: bool) -> Iterator[None]:
 
 
 def _refine_chunk(
-    fit: Fit, kernels: Kernels, layout: Layout, steps: int, settle: float
+    fit: Fit, kernels: Kernels, layout: Layout, steps: int, settle: float, budget: Budget
 ) -> tuple[Kernels, Tensor]:
     result = balance(kernels)
     losses = fit.loss(result, layout)
@@ -145,7 +153,7 @@ def _refine_chunk(
     damping = torch.full_like(losses, 0.1)
     before = losses.clone()
     for step in range(1, steps + 1):
-        if active.numel() == 0:
+        if active.numel() == 0 or budget.used_up():
             break
         part, now = [k[active] for k in result], fit.take(active)
         loss, lam = losses[active], damping[active]
@@ -165,11 +173,14 @@ def _refine_chunk(
 
 def _step(fit: Fit, kernels: Kernels, layout: Layout, damping: Tensor) -> tuple[Kernels, Tensor]:
     """One damped step of every element and the loss after it, Inf where it broke down."""
-    composed, jacobian = _jacobian(kernels, layout)
-    jacobian = fit.weigh(jacobian)
-    wrong = fit.weigh(composed - fit.target)
-    normal = jacobian @ jacobian.mT
-    gradient = (jacobian @ wrong[..., None])[..., 0]
+    if fit.roots is None and _is_wide(layout):
+        normal, gradient = normal_equations(kernels, layout, fit.residual(kernels, layout))
+    else:
+        composed, jacobian = _jacobian(kernels, layout)
+        jacobian = fit.weigh(jacobian)
+        wrong = fit.weigh(composed - fit.target)
+        normal = jacobian @ jacobian.mT
+        gradient = (jacobian @ wrong[..., None])[..., 0]
     diagonal = normal.diagonal(dim1=1, dim2=2)
     diagonal += damping[:, None] * diagonal.mean(1, keepdim=True)
     factor, info = torch.linalg.cholesky_ex(normal)
@@ -177,6 +188,11 @@ def _step(fit: Fit, kernels: Kernels, layout: Layout, damping: Tensor) -> tuple[
     trial = balance(_unflatten(_flatten(kernels) - change, layout))
     loss = fit.loss(trial, layout)
     return trial, torch.where((info == 0) & loss.isfinite(), loss, torch.inf)
+
+
+def _is_wide(layout: Layout) -> bool:
+    """Whether correlations are the quicker way to the normal equations."""
+    return layout.taps >= _WIDE and all(spacing == (1, 1) for spacing in layout.spacings)
 
 
 def _jacobian(kernels: Kernels, layout: Layout) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ a small stage (Pratt, Digital Image Processing: SVD expansion and small generati
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from convfactor.budget import Budget
 from convfactor.cascade import Cascade, Structure
 from convfactor.geometry import Pair
 from convfactor.solvers.chains import branches, chain_structure, default_sizes, pack
@@ -23,6 +25,8 @@ from convfactor.solvers.problem import Problem
 Array = npt.NDArray[Any]
 
 _BEAM = 128
+# Relative error of a product of factors that only rounding keeps from falling.
+_ROUNDING = 1e-15
 
 
 def rank(kernel: Tensor, tolerance: float) -> int:
@@ -80,7 +84,7 @@ def split(kernel: Tensor, sizes: Sequence[Pair] | None = None, tolerance: float 
     return solve(Problem(kernel.detach().double()[None, None, None]), structure)
 
 
-def solve(problem: Problem, structure: Structure) -> Cascade:
+def solve(problem: Problem, structure: Structure, budget: Budget | None = None) -> Cascade:
     """Split the leading separable terms of every channel into parallel chains.
 
     Exact where a channel has no more terms than there are branches and no energy outside the
@@ -90,6 +94,7 @@ def solve(problem: Problem, structure: Structure) -> Cascade:
     Args:
         problem: Its target has one input channel per group.
         structure: Chains as ``chain_structure`` makes them, neither strided nor dilated.
+        budget: Time after which channels are split without the care for their rounding.
 
     Returns:
         A balanced float64 cascade of exactly this structure.
@@ -108,8 +113,11 @@ def solve(problem: Problem, structure: Structure) -> Cascade:
     height, width = structure.span
     kernels = problem.target[:, :, 0, top : top + height, left : left + width].flatten(0, 1)
     sizes = [stage.kernel_size for stage in structure.stages]
-    chains = [split_terms(kernel, sizes, count) for kernel in kernels]
-    weights = [torch.stack(stage).to(kernels.device) for stage in zip(*chains, strict=True)]
+    # Blurs have the same kernel in every channel.
+    different, which = torch.unique(kernels, dim=0, return_inverse=True)
+    budget = Budget() if budget is None else budget
+    chains = [split_terms(k, sizes, count, exact=not budget.used_up()) for k in different]
+    weights = [torch.stack(s).to(kernels.device)[which] for s in zip(*chains, strict=True)]
     return pack(structure, weights).balanced()
 
 
@@ -228,13 +236,16 @@ def _polish(factors: list[Array], taps: Array, steps: int = 20) -> list[Array]:
     for _ in range(steps):
         if error < 1e-17:
             break
-        rows = []
+        rows = np.zeros((sum(map(len, factors)), len(target)))
+        size = 0
+        before = list(itertools.accumulate(factors, np.convolve, initial=np.ones(1)))
+        after = list(itertools.accumulate(factors[::-1], np.convolve, initial=np.ones(1)))
         for i, factor in enumerate(factors):
-            others = np.float64(scale) * _product(factors[:i] + factors[i + 1 :])
+            others = np.float64(scale) * np.convolve(before[i], after[len(factors) - 1 - i])
             for tap in range(len(factor)):
-                rows.append(np.pad(others, (tap, len(factor) - 1 - tap)))
-        size = len(rows)
-        system = np.hstack([np.stack(rows), damping * np.eye(size)]).T
+                rows[size, tap : tap + len(others)] = others
+                size += 1
+        system = np.hstack([rows, damping * np.eye(size)]).T
         right = np.concatenate([wrong.astype(np.float64), np.zeros(size)])
         step = np.linalg.lstsq(system, right, rcond=1e-14)[0]
         pieces = np.split(step, np.cumsum([len(f) for f in factors])[:-1])
@@ -245,6 +256,8 @@ def _polish(factors: list[Array], taps: Array, steps: int = 20) -> list[Array]:
         if new_error < 0.9 * error:
             factors, wrong, scale, error = trial, new_wrong, new_scale, new_error
             damping /= 10
+        elif error < _ROUNDING:
+            break
         else:
             damping = max(10 * damping, 1e-8)
     return factors
