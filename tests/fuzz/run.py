@@ -74,7 +74,8 @@ torch {torch.__version__}, numpy {np.__version__}, Python {platform.python_versi
 
 A *wrong* case gave other numbers than its oracle, or changed what it was given. A *raw* error is
 one that does not name the argument, what came and what is allowed. *Over budget* is a case that
-took more processor time than it may; all times are of the processor. *Refused* cases got a clear error, as they should.
+took more processor time than it may; all times are of the processor. *Refused* cases got a clear
+error, as they should.
 
 | cases | wrong | raw errors | over budget | refused | slowest (s) | all (s) |
 | --- | --- | --- | --- | --- | --- | --- |
