@@ -264,9 +264,38 @@ class Private(Functional):
         return super().forward(x) * self._n
 
 
+class Nested(Functional):
+    def __init__(self):
+        super().__init__()
+        self.seen = {"n": [0]}
+
+    def forward(self, x):
+        self.seen["n"][0] += 1
+        return super().forward(x) * self.seen["n"][0]
+
+
+class AsksMode(Functional):
+    def forward(self, x):
+        return super().forward(x) * (2 if self.training else 1)
+
+
+class OwnGenerator(Functional):
+    def __init__(self):
+        super().__init__()
+        self.rng = random.Random(0)
+
+    def forward(self, x):
+        return super().forward(x) * self.rng.random()
+
+
+class Called(Functional):
+    def __call__(self, x):
+        return super().__call__(x) + 1
+
+
 FROZEN = (
     AsksType, Catches, Buffered, Random, PythonRandom, Context, Accumulates, NoGrad, Appends,
-    Private,
+    Private, Nested, AsksMode, OwnGenerator, Called,
 )  # fmt: skip
 
 
@@ -303,3 +332,10 @@ def test_hooks_of_the_root_run():
 def test_example_inputs_that_do_not_fit_are_told():
     with pytest.raises(ValueError, match="example_inputs must be what the model takes"):
         trace(nn.Sequential(conv()), images(channels=3))
+
+
+def test_a_plan_of_an_untraced_graph_applies_to_it():
+    graph = trace(Untraceable())
+    result = FactorizeConvs(convfactor.plan(graph, images(), **OPTIONS))(graph)
+    assert result.modified
+    torch.testing.assert_close(result.graph_module(images()), graph(images()), rtol=1e-3, atol=1e-4)

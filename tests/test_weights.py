@@ -109,7 +109,7 @@ def test_another_geometry_takes_the_composed_kernel(pair):
         lambda w: w == w,
         lambda w: torch.stack(list(w)),
         lambda w: torch.as_tensor(np.asarray(w.detach())),
-        lambda w: w.data,
+        lambda w: w.detach(),
         lambda w: F.conv_transpose2d(torch.ones(1, 2, 3, 3), w),
         lambda w: torch.einsum("oiyx,oiyx->o", w, w),
         lambda w: torch.tensor([len(w), w.ndim, w.dim(), w.size(0), w.numel(), w.shape[-1]]),
@@ -155,3 +155,22 @@ def test_it_is_no_tensor_and_what_does_not_ask_fails(pair):
     assert isinstance(fast.kernel, FactorizedWeight)
     with pytest.raises(RuntimeError):
         nn.Parameter(fast.kernel)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda w: w.mul_(0.5),
+        lambda w: w.zero_(),
+        lambda w: w.data.fill_(0),
+        lambda w: nn.init.zeros_(w),
+        lambda w: w.requires_grad_(False),
+        lambda w: torch.add(torch.ones(1), 1, out=w),
+        lambda w: torch.relu_(w),
+        lambda w: setattr(w, "requires_grad", False),
+    ],
+)
+def test_writing_to_it_is_refused(pair, write):
+    _, fast = pair
+    with torch.no_grad(), pytest.raises((AttributeError, TypeError)):
+        write(fast.kernel)

@@ -17,7 +17,7 @@ def check_model(model: nn.Module) -> None:
     modules = list(model.modules())
     checks = (
         (
-            any(hasattr(module, "_orig_mod") for module in modules),
+            any("_orig_mod" in module._modules for module in modules),
             TypeError,
             "must not be compiled yet; optimize it first, then torch.compile the result",
         ),

@@ -290,7 +290,7 @@ def entry_for(
         shapes=tuple(site.shapes.items()),
         decision="replaced" if decision == "replaced" else "kept",
         reason=reason,
-        fingerprint=rewrite.fingerprint(weight),
+        fingerprint=rewrite.fingerprint(weight) if site.weight_name else "",
     )
     if price is None or structure is None:
         return entry

@@ -37,25 +37,44 @@ def copied(model: nn.Module, shared: tuple[Tensor, ...] = ()) -> nn.Module:
             if isinstance(value, Tensor) and not value.is_leaf and id(value) not in memo:
                 memo[id(value)] = value.detach().clone()
     try:
-        return copy.deepcopy(model, memo)
+        twin = copy.deepcopy(model, memo)
     except Exception as error:
         raise ValueError(
             f"model must be one that copy.deepcopy can copy, but that raised {told(error)}; take "
             "what it names out of the model, or give its class a __deepcopy__"
         ) from error
+    own = {id(value) for value in (*model.modules(), *model.parameters(), *model.buffers())}
+    own -= {id(tensor) for tensor in shared}
+    both = own.intersection(map(id, (*twin.modules(), *twin.parameters(), *twin.buffers())))
+    if both:
+        raise ValueError(
+            "model must be one that copy.deepcopy can copy, but its copy shares modules or tensors "
+            "with it; mend the __deepcopy__ of its classes"
+        )
+    return twin
 
 
 @contextmanager
 def isolated(seed: int) -> Iterator[None]:
-    """Fix the random numbers of torch, NumPy and Python, and restore their states afterwards."""
+    """Fix the random numbers of torch, NumPy and Python, and restore what a forward may set.
+
+    Compiled parts of a model run eagerly inside, where their calls can be seen, and no tensor is
+    made that could not be trained.
+    """
     python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+    gradients, dtype = torch.is_grad_enabled(), torch.get_default_dtype()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.random.fork_rng(devices=range(torch.cuda.device_count())))
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
         try:
             reseed(seed)
             yield
         finally:
             random.setstate(python)
             np.random.set_state(numpy)
+            torch.set_grad_enabled(gradients)
+            torch.set_default_dtype(dtype)
 
 
 def reseed(seed: int) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Mapping
+from types import FrameType
 from typing import Any
 
 from torch import Tensor, fx, nn
+from torch.autograd.function import FunctionCtx
 from torch.nn.parameter import UninitializedParameter
 from torch.utils._pytree import tree_leaves
 
@@ -90,6 +93,16 @@ class _Finder(Watcher):
                 if not (module and any(tensor is own for own in user.parameters(recurse=False))):
                     where = self._names[id(user)][0] or "the model"
                     return f"its weight is also used outside it, in {where}"
+        return self._tie(site)
+
+    def _tie(self, site: Site) -> str | None:
+        """Who else has the parameters of a module, from which a cascade would cut them."""
+        if site.kind != "module":
+            return None
+        for name, tensor in self.model.named_parameters(remove_duplicate=False):
+            owner = name.rpartition(".")[0]
+            if (tensor is site.weight or tensor is site.bias) and owner not in site.owners:
+                return f"it shares a parameter with {owner or 'the model'}, which stays as it is"
         return None
 
     def _count(self, site: Site, x: Tensor) -> None:
@@ -149,6 +162,8 @@ class _Finder(Watcher):
         """Why a functional call can't be replaced."""
         if call.geometry is None:
             return call.obstacle
+        if _in_autograd_function():
+            return "called in a torch.autograd.Function, whose backward needs the weight itself"
         if not weight_name:
             return (
                 "the weight of the functional call is no parameter or buffer of the model: it is "
@@ -162,3 +177,14 @@ class _Finder(Watcher):
             kind = type(holder).__name__
             return f"its weight belongs to a {kind}, where a cascade would be one more layer"
         return dtype_obstacle(call.weight)
+
+
+def _in_autograd_function() -> bool:
+    """Whether the forward of a custom autograd function runs."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        first = frame.f_locals.get(next(iter(frame.f_code.co_varnames), ""))
+        if frame.f_code.co_name == "forward" and isinstance(first, FunctionCtx):
+            return True
+        frame = frame.f_back
+    return False

@@ -17,12 +17,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from convfactor.trees import leaves
+
 # A tracer answers these once and for all: a stand-in is of no type that code may ask for, its
 # errors are not those of a tensor, and the contexts that are entered leave no node.
 FROZEN = frozenset(
-    {"isinstance", "issubclass", "type", "hasattr", "callable", "is_tensor", "is_grad_enabled"}
+    (
+        *("isinstance", "issubclass", "type", "__class__", "is_tensor", "callable"),
+        *("hasattr", "getattr", "next", "singledispatch"),
+        *("training", "is_grad_enabled", "is_autocast_enabled"),
+    )
 )
-HANDLERS = frozenset({"SETUP_FINALLY", "SETUP_WITH", "PUSH_EXC_INFO"})
+STEPS = frozenset({"SETUP_FINALLY", "SETUP_WITH", "PUSH_EXC_INFO", "STORE_GLOBAL", "MATCH_CLASS"})
+# Stands for a generator of random numbers, which is never the same again.
+DRAWN = object()
+GENERATORS = (random.Random, torch.Generator, np.random.Generator, np.random.RandomState)
 # What every module has, and what the tracer puts on its root.
 TORCHS, CONSTANT = frozenset(vars(nn.Module())), "_tensor_constant"
 CONTEXTS = ("autograd/grad_mode.py", "amp/autocast_mode.py")
@@ -50,15 +59,14 @@ def freezes(code: CodeType) -> bool:
     path = Path(code.co_filename).as_posix()
     if code.co_name == "__enter__" and path.endswith(CONTEXTS):
         return True
-    torchs, own = (Path(file).parent.as_posix() for file in (torch.__file__, __file__))
+    torchs, own = (Path(file).parent.as_posix() + "/" for file in (torch.__file__, __file__))
     standard = sysconfig.get_path("stdlib")
-    if path.startswith((torchs, own)) or (path.startswith(standard) and "-packages" not in path):
-        return False
-    if path.startswith("<frozen"):
+    library = path.startswith(standard) and "-packages" not in path
+    if library or path.startswith((torchs, own, "<frozen")):
         return False
     if FROZEN.intersection(code.co_names):
         return True
-    return any(step.opname in HANDLERS for step in dis.get_instructions(code))
+    return any(step.opname in STEPS for step in dis.get_instructions(code))
 
 
 def random_state() -> tuple[object, ...]:
@@ -70,18 +78,32 @@ def random_state() -> tuple[object, ...]:
 def module_state(module: nn.Module) -> dict[str, Any]:
     """What a forward may have changed of its module."""
     own = {k: v for k, v in vars(module).items() if k not in TORCHS and CONSTANT not in k}
-    tensors = {**module._buffers, **{k: v for k, v in own.items() if isinstance(v, Tensor)}}
-    copies = {k: v.detach().clone() for k, v in tensors.items() if v is not None}
-    sizes = {k: len(v) for k, v in own.items() if isinstance(v, (list, dict, set))}
-    return {"own": own, "tensors": copies, "sizes": sizes}
+    return {path: _kept(leaf) for path, leaf in leaves({**own, "_buffers": module._buffers})}
+
+
+def _kept(leaf: Any) -> Any:
+    """What tells whether a value has changed."""
+    if isinstance(leaf, GENERATORS):
+        return DRAWN
+    if isinstance(leaf, Tensor):
+        return leaf.detach().clone()
+    return leaf.copy() if isinstance(leaf, np.ndarray) else leaf
 
 
 def same_state(before: dict[str, Any], after: dict[str, Any]) -> bool:
     """Whether a module is as it was."""
-    own, now = before["own"], after["own"]
-    if own.keys() != now.keys() or any(now[name] is not value for name, value in own.items()):
+    return before.keys() == after.keys() and all(
+        _equal(value, after[path]) for path, value in before.items()
+    )
+
+
+def _equal(before: Any, after: Any) -> bool:
+    """Whether a value is the same; where a module holds a generator, nothing is known."""
+    if before is DRAWN or type(before) is not type(after):
         return False
-    mine, other = before["tensors"], after["tensors"]
-    if mine.keys() != other.keys() or before["sizes"] != after["sizes"]:
-        return False
-    return all(torch.equal(value, other[name]) for name, value in mine.items())
+    if isinstance(before, Tensor):
+        return before.shape == after.shape and torch.equal(before, after)
+    if isinstance(before, np.ndarray):
+        return bool(np.array_equal(before, after))
+    simple = isinstance(before, (int, float, complex, str, bytes, list, dict, set, tuple))
+    return not simple or bool(before == after)

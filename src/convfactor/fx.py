@@ -73,7 +73,9 @@ class FactorizeConvs(PassBase):
         result = copied(graph_module)
         assert isinstance(result, GraphModule)
         whole = getattr(result, WHOLE, None)
-        if isinstance(whole, Untraced) and self._plan is not None:
+        owners = [owner for entry in plan.entries for owner in entry.owners]
+        of_graph = any(owner.partition(".")[0] == WHOLE for owner in owners)
+        if isinstance(whole, Untraced) and not of_graph:  # a plan of the model that it wraps
             whole.module = rewrite.apply(whole.module, plan)
         else:
             rewritten = rewrite.apply(result, plan)

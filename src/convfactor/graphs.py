@@ -61,8 +61,9 @@ def replace(
 
 def free_name(module: nn.Module, wanted: str) -> str:
     """A name for a child that is not taken."""
+    taken = {*module._modules, *module._parameters, *module._buffers, *vars(module)}
     index, name = 0, wanted
-    while hasattr(module, name):
+    while name in taken or hasattr(type(module), name):
         index, name = index + 1, f"{wanted}_{index}"
     return name
 

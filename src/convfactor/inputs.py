@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -47,13 +47,10 @@ class ModelInputs:
 
     def run(self, model: nn.Module) -> Any:
         """Call the model without gradients, on copies: some models write into their input."""
-        args, kwargs = mapped(_copied, (self.args, dict(self.kwargs)))
+        memo = {id(tensor): tensor.clone() for tensor in self.tensors}
+        try:
+            args, kwargs = copy.deepcopy((self.args, dict(self.kwargs)), memo)
+        except Exception:  # what can't be copied is given as it is
+            args, kwargs = mapped(lambda x: memo.get(id(x), x), (self.args, dict(self.kwargs)))
         with torch.no_grad():
             return model(*args, **kwargs)
-
-
-def _copied(value: Any) -> Any:
-    """What a model may write into without an effect on the original."""
-    if isinstance(value, Tensor):
-        return value.clone()
-    return value.copy() if isinstance(value, np.ndarray) else value

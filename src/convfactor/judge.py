@@ -16,13 +16,15 @@ from convfactor.copies import copied, quiet, told
 from convfactor.geometry import ConvGeometry
 from convfactor.inputs import ModelInputs
 from convfactor.layers import CascadeConv2d
-from convfactor.outputs import difference, runs, structural_difference
+from convfactor.outputs import RUNS, difference, runs, structural_difference
 from convfactor.plans import Plan
 from convfactor.verification import ErrorMeter, output_errors
 
 # How many times the error of all layers together may be found at the output: measured on
 # networks for images it is 0.7 to 1.5 times.
 AMPLIFICATION = 4.0
+# How many times the planned error of a layer, which may be that of white noise, data may show.
+STRAY = 30.0
 
 
 class Probe(CascadeConv2d):
@@ -73,6 +75,7 @@ class Judge:
         more than what the layers were measured to be off, on the same data.
         """
         chosen, measured = self._transparent(chosen)
+        chosen = self._as_planned(chosen, measured)
         while chosen.replaced:
             limit = self._limit(chosen, measured)
             found = self._fault(chosen, limit)
@@ -115,6 +118,15 @@ class Judge:
             f"with it the output is {off:.2%} off, where the errors of the layers explain at most "
             f"{limit:.2%}; the model may branch on its values"
         )
+
+    def _as_planned(self, chosen: Plan, measured: dict[int, float]) -> Plan:
+        """Undo layers that are far more off on the model's data than the plan says."""
+        for i, off in measured.items():
+            planned = chosen.entries[i].error or 0.0
+            if not off <= max(chosen.settings.tolerance, STRAY * planned):
+                reason = f"undone: on the model's data the layer is {off:.2%} off"
+                chosen = chosen.without(i, reason, missed=True)
+        return chosen
 
     def _transparent(self, chosen: Plan) -> tuple[Plan, dict[int, float]]:
         """Undo what can't be exchanged, and measure the errors of the other layers."""
@@ -175,9 +187,9 @@ def only(chosen: Plan, index: int) -> Plan:
 
 
 def _reached(chosen: Plan, index: int, probes: Sequence[Probe]) -> bool:
-    """Whether the calls of a layer in one run have come to what takes its place."""
+    """Whether the calls of a layer, in all runs on the example, have come to its place."""
     calls = sum(count for _, count in chosen.entries[index].shapes)
-    return sum(probe.calls for probe in probes) >= calls
+    return sum(probe.calls for probe in probes) >= RUNS * calls
 
 
 def _exact(geometry: ConvGeometry, weight: Tensor, bias: Tensor | None) -> Probe:

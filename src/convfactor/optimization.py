@@ -10,14 +10,14 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_structure
 
 from convfactor import calibration as calibration_data
+from convfactor import rewrite
 from convfactor.arguments import check_model, check_options
 from convfactor.calibration import Split
 from convfactor.copies import copied, isolated, quiet, told
-from convfactor.errors import ToleranceError
+from convfactor.errors import PlanMismatchError, ToleranceError
 from convfactor.finding import Select
 from convfactor.inputs import ModelInputs
 from convfactor.judge import Judge
@@ -122,7 +122,7 @@ def optimize(
     with reporting(progress) as display, isolated(seed):
         display.add_task("comparing the whole model", total=None, detail="")
         chosen = job.compare(chosen)
-    return chosen.apply(model), chosen
+        return chosen.apply(model), chosen
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,10 +154,10 @@ class _Job:
         batches = None
         if calibration is not None:
             batches = calibration_data.split(calibration, inputs)
-        worker = copied(model).eval()
+        worker = copied(model)
+        worker.eval()  # which need not return the model
         with isolated(settings.seed):
-            # A trial would give lazy layers their weights.
-            trial = copied(worker) if any(map(is_lazy, worker.parameters())) else worker
+            trial = copied(worker)  # the first run may change a model, or make its layers
             _try(trial, inputs, "example_inputs must be what the model takes")
             tried = {_form(inputs)}
             for batch in (*batches.fit, *batches.held_out) if batches else ():
@@ -189,7 +189,7 @@ class _Job:
                 display,
                 self.checkpoint,
             )
-            result = self.judge.sound(result)
+            result = self.judge.sound(self._unchanged(result))
         missed = [entry for entry in result.entries if entry.missed]
         if strict and missed:
             names = ", ".join(f"{entry.name} ({entry.reason})" for entry in missed)
@@ -198,8 +198,19 @@ class _Job:
 
     def _on_original(self, select: Select) -> Select:
         """Show the user's own modules to ``select``, which may compare their identity."""
-        originals = dict(zip(self.model.modules(), self.original.modules(), strict=True))
-        return lambda name, module: select(name, originals[module])
+        originals = dict(self.original.named_modules())
+        own = {id(module): originals.get(name) for name, module in self.model.named_modules()}
+        return lambda name, module: select(name, own.get(id(module)) or module)
+
+    def _unchanged(self, chosen: Plan) -> Plan:
+        """Keep the layers whose weight is not the user's, since a run has changed it."""
+        for i in chosen.replaced:
+            try:
+                rewrite.check(self.original, chosen.entries[i])
+            except PlanMismatchError:
+                reason = "its weight is made or changed by the forward; run the model once before"
+                chosen = chosen.without(i, reason)
+        return chosen
 
     def compare(self, chosen: Plan) -> Plan:
         """Compare the whole model before and after; undo what does not make it faster."""

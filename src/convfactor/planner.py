@@ -146,7 +146,7 @@ def _decide_transform(site: TransformSite, settings: Settings, device: torch.dev
 def _check_weights(sites: Sequence[Site]) -> None:
     """Refuse a model whose weights are not numbers."""
     for site in sites:
-        if site.obstacle is None and not bool(site.weight.isfinite().all()):
+        if site.obstacle is None and not bool(site.weight.detach().isfinite().all()):
             raise ValueError(
                 f"model must have finite weights, got Inf or NaN in {site.weight_name}; "
                 "leave the layer out with select, or load sound weights"

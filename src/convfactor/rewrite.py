@@ -42,7 +42,7 @@ def apply(model: nn.Module, plan: Plan, make: Make | None = None) -> nn.Module:
             anything is changed.
     """
     for i in plan.replaced:
-        _check(model, plan.entries[i])
+        check(model, plan.entries[i])
     make = plan.layer if make is None else make
     new: dict[nn.Module, nn.Module] = {}
     functional = []
@@ -62,8 +62,12 @@ def apply(model: nn.Module, plan: Plan, make: Make | None = None) -> nn.Module:
     return model
 
 
-def _check(model: nn.Module, entry: Entry) -> None:
-    """Compare the weights of a layer with the planned ones."""
+def check(model: nn.Module, entry: Entry) -> None:
+    """Compare the weights of a layer with the planned ones.
+
+    Raises:
+        PlanMismatchError: It is missing, or has other weights.
+    """
     if entry.kind == "transform":
         _check_transform(model, entry)
         return
@@ -156,14 +160,17 @@ def _swap(model: nn.Module, new: dict[nn.Module, nn.Module]) -> nn.Module:
 
 def _exchange(model: nn.Module, new: dict[int, Any]) -> None:
     """Put values in place of others, by identity, where modules hold them in plain containers."""
+    entered: set[int] = set()
 
     def exchanged(value: Any) -> Any:
         if id(value) in new:
             return new[id(value)]
-        if type(value) is list:
-            value[:] = map(exchanged, value)
-        elif type(value) is dict:
-            value.update({key: exchanged(item) for key, item in value.items()})
+        if isinstance(value, (list, dict)) and id(value) not in entered:
+            entered.add(id(value))
+            for key in range(len(value)) if isinstance(value, list) else list(value):
+                value[key] = exchanged(value[key])
+        elif isinstance(value, tuple) and hasattr(value, "_fields"):
+            return type(value)(*map(exchanged, value))
         elif type(value) in (tuple, set):
             return type(value)(map(exchanged, value))
         return value
@@ -196,8 +203,8 @@ def _factorize_calls(
         first = first or layer
         layer.tie(first)
         delattr(module, name)
-        module.add_module(graphs.free_name(module, f"{name}_cascade"), layer)
-        # Not by setattr, which modules have for parameters and children of their own.
+        # Past the methods of the module, whose class may have others of its own.
+        module._modules[graphs.free_name(module, f"{name}_cascade")] = layer
         vars(module)[name] = FactorizedWeight(layer)
         _exchange(model, {id(weight): vars(module)[name]})
         found = True

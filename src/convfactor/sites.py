@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as torchs
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
 
@@ -183,6 +184,8 @@ def has_hooks(module: nn.Module) -> bool:
     if isinstance(module, torch.jit.ScriptModule):
         return False
     hooks = (
+        torchs._global_forward_hooks,
+        torchs._global_forward_pre_hooks,
         module._forward_hooks,
         module._forward_pre_hooks,
         module._backward_hooks,

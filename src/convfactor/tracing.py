@@ -90,6 +90,8 @@ def _entered(model: nn.Module, inputs: ModelInputs | None) -> GraphModule | None
     """Trace a model, with ever more kinds of module as leaves; None where the root is one."""
     if isinstance(model, (*LEAVES, torch.jit.ScriptModule)) or "forward" in vars(model):
         return None
+    if type(model).__call__ is not nn.Module.__call__:
+        return None
     if model._forward_hooks or model._forward_pre_hooks or is_transform(model):
         return None
     opaque: set[object] = set()

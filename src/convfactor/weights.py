@@ -13,9 +13,10 @@ from convfactor.calls import convolution, read_call
 from convfactor.geometry import ConvGeometry
 
 OPERATORS = (
-    "__abs__", "__add__", "__array__", "__bool__", "__eq__", "__float__", "__floordiv__", "__ge__",
-    "__getitem__", "__gt__", "__iter__", "__le__", "__lt__", "__matmul__", "__mod__", "__mul__",
-    "__ne__", "__neg__", "__pow__", "__radd__", "__rmatmul__", "__rmul__", "__rpow__", "__rsub__",
+    "__abs__", "__add__", "__array__", "__bool__", "__contains__", "__eq__", "__float__",
+    "__floordiv__", "__ge__", "__getitem__", "__gt__", "__int__", "__iter__", "__le__", "__lt__",
+    "__matmul__", "__mod__", "__mul__", "__ne__", "__neg__", "__pow__", "__radd__", "__reversed__",
+    "__rfloordiv__", "__rmatmul__", "__rmod__", "__rmul__", "__rpow__", "__rsub__",
     "__rtruediv__", "__sub__", "__truediv__",
 )  # fmt: skip
 
@@ -105,6 +106,11 @@ class ComposedWeight:
         """Let the composed kernel answer."""
         if name.startswith("_"):
             raise AttributeError(name)
+        if name == "data" or name.endswith("_"):
+            raise AttributeError(
+                f"a composed weight can't be written to, as by {name}: the stages of its "
+                "CascadeConv2d hold the weights; use detach() to read it"
+            )
         return getattr(self._layer.composed(), name)
 
     @classmethod
@@ -116,7 +122,15 @@ class ComposedWeight:
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         """Run the cascade in a convolution, and anything else on the composed kernel."""
-        args, kwargs = tree_map(_composed, (args, dict(kwargs or {})))
+        kwargs = dict(kwargs or {})
+        name = getattr(func, "__name__", "")
+        written = args[:1] if name.endswith("_") and not name.startswith("__") else ()
+        if any(isinstance(value, ComposedWeight) for value in (*written, kwargs.get("out"))):
+            raise TypeError(
+                f"{name} can't write to a composed weight: the stages of its CascadeConv2d hold "
+                "the weights"
+            )
+        args, kwargs = tree_map(_composed, (args, kwargs))
         return func(*args, **kwargs)
 
 
