@@ -196,7 +196,9 @@ class Factorizer:
         problem = self.problem(cascade.structure) if problem is None else problem
         if self.preserve_dc:
             cascade = constraints.preserve_dc(problem, cascade)
-        rounded = cascade.to(self.weight.dtype)
+        most = torch.finfo(self.weight.dtype).max
+        within = [s.weight.clamp(-most, most) for s in cascade.stages]  # of float16, 65504
+        rounded = cascade.structure.cascade(within).to(self.weight.dtype)
         residual = problem.residual(rounded)
         shift = residual.new_zeros(self.kernel.out_channels)
         if self.moments is not None:
