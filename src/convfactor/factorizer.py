@@ -173,9 +173,20 @@ class Factorizer:
 
     def unchanged(self) -> Factorization:
         """The kernel as a cascade of itself."""
-        kernel = self.kernel
+        kernel, weight = self.kernel, self.weight
         family = Family(kernel, (kernel.kernel_size,), (kernel.stride,), ((1, 1),))
-        return self.measure(family.structure(()).cascade([self.weight]))
+        nothing = torch.zeros((), dtype=torch.float64, device=weight.device)
+        return Factorization(
+            cascade=family.structure(()).cascade([weight]),
+            error=0.0,
+            channel_errors=nothing.repeat(kernel.out_channels),
+            bias_shift=nothing.repeat(kernel.out_channels),
+            noise_gain=0.0,
+            residual=nothing.expand(weight.shape),
+            origin=(0, 0),
+            geometry=kernel,
+            exact=True,
+        )
 
     def attempt(
         self, structure: Structure, effort: Effort = "full", starts: Sequence[Cascade] = ()

@@ -92,6 +92,8 @@ def draw(rng: np.random.Generator) -> Case:
         groups = int(rng.integers(2, 4 * most + 1))
     weight, exact = draw_values(rng, (groups * outputs, inputs, *size))
     dtype = FLOATS[int(rng.choice(4, p=[0.4, 0.4, 0.1, 0.1]))]
+    if float(weight.abs().max()) > torch.finfo(dtype).max:
+        dtype = torch.float64
     weight = weight.to(dtype)
     given, plain, dtype, note = dress(rng, weight)
     options: dict[str, Any] = {"groups": groups, "time_limit": float(rng.choice([0.5, 1.0, 2.0]))}
