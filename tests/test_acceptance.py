@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 from itertools import pairwise
 from pathlib import Path
@@ -124,7 +125,7 @@ def test_the_original_method_is_never_better(stages: int) -> None:
 def test_composed_chains_are_recovered(stages: int, least: float) -> None:
     structure = chain_structure(100, 1, [(3, 3)] * stages)
     weight = structure.random(stages).compose()
-    found = factorize(weight, widths=(100,) * (stages - 1), groups=100)
+    found = factorize(weight, widths=(100,) * (stages - 1), groups=100, time_limit=math.inf)
     assert float((found.channel_errors <= 1e-8).double().mean()) >= least
 
 

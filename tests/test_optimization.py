@@ -15,6 +15,7 @@ from torch import nn
 
 import convfactor
 from convfactor import CascadeConv2d, ToleranceError, cases, factorizer
+from convfactor.budget import Budget
 from convfactor.latency import Timing
 from convfactor.verification import output_errors
 
@@ -54,6 +55,36 @@ def test_what_can_not_be_improved_comes_back_unchanged(model, reason):
         assert plan.entries[0].decision == "kept"
     if not lazy:
         assert torch.equal(fast(images()), model(images()))
+
+
+@pytest.mark.parametrize(
+    "options", [MACS, {**MACS, "structures": "auto"}, {"objective": "latency"}]
+)
+def test_a_patch_embedding_is_neither_timed_nor_solved(options, monkeypatch):
+    monkeypatch.setattr(cases.Stopwatch, "_price", None)
+    monkeypatch.setattr(factorizer, "solve", None)
+    model = nn.Sequential(nn.Conv2d(3, 24, 16, 16), nn.GELU())
+    x = images(channels=3, size=48)
+    fast, plan = convfactor.optimize(model, x, 0.1, **options)
+    assert [e.decision for e in plan.entries] == ["kept"]
+    assert plan.entries[0].reason == (
+        "its kernel is not larger than its stride, so that no cascade gains"
+    )
+    assert torch.equal(fast(x), model(x))
+
+
+def test_a_layer_that_is_too_large_to_solve_says_so(monkeypatch):
+    monkeypatch.setattr(factorizer, "MOST_MEMORY", 1 << 10)
+    _, plan = convfactor.optimize(nn.Sequential(rough()), images(), 0.1, **MACS)
+    assert "too large to be solved: takes some" in plan.entries[0].reason
+
+
+def test_a_layers_time_ends_its_search(monkeypatch):
+    budget = Budget(1e-9)
+    monkeypatch.setattr(cases, "Budget", lambda seconds: budget)
+    monkeypatch.setattr(factorizer.Factorizer, "too_large", lambda *_: "")
+    _, plan = convfactor.optimize(nn.Sequential(rough()), images(), 1e-6, **MACS)
+    assert "120 s cut the search short" in plan.entries[0].reason
 
 
 def test_a_calibrated_result_keeps_its_tolerance_on_new_data():

@@ -10,8 +10,11 @@ from hypothesis import strategies as st
 
 from convfactor.geometry import ConvGeometry
 from convfactor.structures import (
+    _dilations,
+    _stride_placements,
     cropped,
     dilated,
+    families,
     full,
     pointwise,
     separable_pair,
@@ -215,3 +218,68 @@ def test_no_stage_is_much_narrower_than_the_others(taper):
     for scale in (0.1, 0.3, 0.5, 1.0, 2.0):
         widths = family.widths(scale, taper)
         assert min(widths) >= min(4, max(widths))
+
+
+@pytest.mark.parametrize(
+    ("size", "stride", "dilation", "overlaps"),
+    [
+        ((16, 16), (16, 16), (1, 1), False),
+        ((16, 16), (15, 15), (1, 1), True),
+        ((7, 7), (8, 4), (1, 1), True),
+        ((1, 5), (1, 5), (1, 1), False),
+        ((1, 5), (1, 1), (1, 1), True),
+        ((5, 5), (2, 2), (2, 2), True),
+        ((3, 3), (4, 4), (2, 2), True),
+        ((2, 2), (4, 4), (2, 2), False),
+        ((5, 5), (5, 5), (2, 2), False),
+        ((6, 6), (5, 5), (2, 2), True),
+        ((1, 1), (1, 1), (1, 1), False),
+    ],
+)
+def test_only_kernels_that_read_pixels_twice_are_offered_a_cascade(
+    size, stride, dilation, overlaps
+):
+    kernel = shape(8, 8, size, stride, dilation)
+    shared = any(
+        {a * d for a in range(k)} & {a * d + s * out for a in range(k)}
+        for k, s, d in zip(size, stride, dilation, strict=True)
+        for out in range(1, 20)
+    )
+    assert kernel.overlaps == overlaps == shared
+    assert bool(families(kernel)) == overlaps
+    assert overlaps or not list(separable_pair(kernel))
+
+
+@pytest.mark.parametrize("stride", [2, 4, 6, 12, 16, 2**31 - 1])
+@pytest.mark.parametrize(("size", "count"), [(5, 2), (9, 4), (31, 15), (31, 3)])
+def test_strides_are_placed_wherever_the_span_stays_within_reach(size, stride, count):
+    kernel = shape(4, 4, (size, size), (stride, stride))
+    found = [tuple(s[0] for s in split) for split in _stride_placements(kernel, count)]
+    assert found[0] == (*(1,) * (count - 1), stride)
+    assert len(set(found)) == len(found)
+
+    def span(split):
+        return 1 + 2 * sum(math.prod(split[:i]) for i in range(count))
+
+    assert all(math.prod(split) == stride for split in found)
+    assert all(span(split) <= size + 4 for split in found[1:])
+    if stride <= 16 and count <= 4:
+        factors = [f for f in range(1, stride + 1) if stride % f == 0]
+        every = itertools.product(factors, repeat=count)
+        every = (s for s in every if math.prod(s) == stride and span(s) <= size + 4)
+        assert set(found) == {found[0], *every}
+
+
+def test_dilations_are_as_even_as_possible():
+    for reach, count in itertools.product(range(2, 16), range(1, 5)):
+        options = [
+            split
+            for split in itertools.combinations_with_replacement(range(1, reach + 1), count)
+            if sum(split) == reach
+            and split[0] == 1
+            and all(d <= 1 + 2 * sum(split[:i]) for i, d in enumerate(split))
+        ]
+        least = min((sum(d * d for d in split) for split in options), default=None)
+        found = _dilations(reach, count)
+        assert (found is None) == (least is None)
+        assert found is None or (found in options and sum(d * d for d in found) == least)

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from convfactor.budget import Budget
 from convfactor.cascade import Cascade, Structure
+from convfactor.cheapest import cheapest, needed
 from convfactor.errors import ToleranceError
 from convfactor.factorizer import Factorization, Factorizer
-from convfactor.geometry import ConvGeometry, Pair
+from convfactor.geometry import Pair
 from convfactor.kernels import (
     Question,
     check_moments,
@@ -26,13 +27,10 @@ from convfactor.kernels import (
 )
 from convfactor.moments import Moments
 from convfactor.progress import reporting
-from convfactor.search import DRAFT_SLACK, Ladder
 from convfactor.solvers import alternating
-from convfactor.structures import Family, families, full
+from convfactor.structures import full
 
 TAPERS = (1.0, 0.5, 0.0)
-# Of the time limit, for finding out what would have met the tolerance.
-SHARE_OF_ADVICE = 0.2
 
 
 def factorize(
@@ -143,7 +141,7 @@ def _answer(factorizer: Factorizer, question: Question) -> Factorization:
     if result.met or result.timed_out:
         return result
     if question.is_open:
-        return replace(result, message=_needed(factorizer, tolerance, result))
+        return replace(result, message=needed(factorizer, tolerance, result))
     text = f"what was asked for has a relative error of {result.error:.3g}, above {tolerance:g}"
     return replace(result, message=text)
 
@@ -154,7 +152,7 @@ def _solve(factorizer: Factorizer, question: Question) -> Factorization:
     if question.structure is not None:
         return _asked(factorizer, question.structure)
     if max(kernel.kernel_size) <= 3 and stages is None and widths is None:
-        return _unchanged(factorizer)
+        return factorizer.unchanged()
     if question.solver == "alternating":
         return _alternating(factorizer, stages, widths)
     if widths is not None:
@@ -162,71 +160,13 @@ def _solve(factorizer: Factorizer, question: Question) -> Factorization:
     if stages is not None:
         return _with_stages(factorizer, int(stages))
     assert question.tolerance is not None
-    return _cheapest(factorizer, question.tolerance)
+    return cheapest(factorizer, question.tolerance)
 
 
 def _asked(factorizer: Factorizer, structure: Structure) -> Factorization:
     """Solve for the structure that the arguments name, if that can be done."""
     _refuse_large(factorizer, structure)
     return factorizer.solve(structure)
-
-
-def _unchanged(factorizer: Factorizer) -> Factorization:
-    """The kernel as it is."""
-    return factorizer.measure(_single(factorizer.kernel).cascade([factorizer.weight]))
-
-
-def _single(kernel: ConvGeometry) -> Structure:
-    """The kernel as a cascade of itself."""
-    family = Family(kernel, (kernel.kernel_size,), (kernel.stride,), ((1, 1),))
-    return family.structure(())
-
-
-def _cheapest(factorizer: Factorizer, tolerance: float) -> Factorization:
-    """The cascade of fewest multiplies that meets the tolerance, or the best cheaper one."""
-    macs, budget = factorizer.kernel.macs, factorizer.budget
-    best: Ladder[Factorization] | None = None
-    missed: list[tuple[Factorization, Ladder[Factorization]]] = []
-    tried = False
-    for family in families(factorizer.kernel):
-        rungs = [s for s in family.ladder(macs) if factorizer.fits(s)]
-        if not rungs:
-            continue
-        if tried and budget.used_up():
-            break
-        tried = True
-        ladder = Ladder(rungs, factorizer.attempt, tolerance, budget)
-        found = ladder.cheapest()
-        nearest = ladder.nearest
-        if found is not None:
-            best, macs = ladder, found.macs - 1
-        elif nearest is not None:
-            if nearest.exact and best is None:
-                return nearest
-            missed.append((nearest, ladder))
-    if best is not None:
-        return best.finished()
-    if not missed:
-        return replace(_unchanged(factorizer), met=False, message=_hopeless(factorizer))
-    # A full solve seldom takes more off a draft's error than that.
-    within = DRAFT_SLACK * min(nearest.error for nearest, _ in missed)
-    contenders = (ladder.widest() for nearest, ladder in missed if nearest.error <= within)
-    return min((f for f in contenders if f is not None), key=lambda f: f.error)
-
-
-def _hopeless(factorizer: Factorizer) -> str:
-    """Say why there is nothing to solve."""
-    kernel = factorizer.kernel
-    name = f"the {size_name(kernel)} kernel ({kernel.macs} multiplies)"
-    if not kernel.overlaps:
-        return (
-            f"no cascade gains on {name} with a stride of {'x'.join(map(str, kernel.stride))}: it "
-            "is not larger than its stride, so its outputs read nothing in common"
-        )
-    rungs = next(full(kernel)).ladder(kernel.macs)
-    if not rungs:
-        return f"no cascade is cheaper than {name}"
-    return f"no cascade for {name} can be solved: the cheapest {factorizer.too_large(rungs[0])}"
 
 
 def _alternating(
@@ -242,7 +182,7 @@ def _alternating(
     count = stages if widths is None else len(widths) + 1
     family = next(full(kernel, count))
     structure = family.structure(family.widths(1) if widths is None else widths)
-    _refuse_large(factorizer, structure)
+    _refuse_large(factorizer, structure, alternating.STARTS)
     problem = factorizer.problem(structure)
     restarts = alternating.solve(problem, structure, seed=factorizer.seed, budget=factorizer.budget)
     return factorizer.measure(restarts.cascade, problem)
@@ -305,35 +245,12 @@ def _with_widths(factorizer: Factorizer, widths: tuple[int, ...]) -> Factorizati
     return min(found, key=lambda f: f.error)
 
 
-def _refuse_large(factorizer: Factorizer, structure: Structure) -> None:
+def _refuse_large(factorizer: Factorizer, structure: Structure, starts: int = 1) -> None:
     """Refuse a structure that the arguments name where it can't be solved."""
-    reason = factorizer.too_large(structure)
+    reason = factorizer.too_large(structure, starts)
     if reason:
         raise ValueError(
             f"weight is too large for what is asked: a {size_name(factorizer.kernel)} kernel with "
-            f"{len(structure.stages)} stages {reason}; ask for fewer stages or narrower ones"
+            f"{len(structure.stages)} stages {reason}; ask for fewer stages or narrower ones, "
+            "or raise time_limit"
         )
-
-
-def _needed(factorizer: Factorizer, tolerance: float, best: Factorization) -> str:
-    """Say what would meet the tolerance if multiplies did not matter."""
-    kernel = factorizer.kernel
-    text = (
-        f"no cascade cheaper than the {size_name(kernel)} kernel ({kernel.macs} multiplies) has a "
-        f"relative error of {tolerance:g} or less; the best one has {best.error:.3g}"
-    )
-    if best.exact:
-        dtype = str(factorizer.weight.dtype).removeprefix("torch.")
-        return f"{text}, all of it rounding to {dtype}: give the weight in a wider dtype"
-    family = next(full(kernel))
-    rungs = [s for s in family.ladder(4 * kernel.macs, multiple=4) if s.macs > kernel.macs]
-    rungs = [s for s in rungs if factorizer.fits(s)]
-    budget = factorizer.budget.part(SHARE_OF_ADVICE * factorizer.budget.seconds)
-    ladder = Ladder(rungs, replace(factorizer, budget=budget).attempt, tolerance, budget)
-    found = ladder.cheapest()
-    if found is None and budget.cut_short:
-        return text
-    if found is None:
-        return f"{text}, and widths costing 4 times as much do not reach it either"
-    words = "would be enough" if budget.cut_short else "would be needed"
-    return f"{text}; widths {found.structure.widths} ({found.macs} multiplies) {words}"

@@ -15,6 +15,7 @@ from convfactor.cascade import Cascade, Stage, Structure
 from convfactor.geometry import ConvGeometry, Pair
 from convfactor.moments import Moments
 from convfactor.solvers import Effort, Problem, Size, constraints, solve
+from convfactor.structures import Family
 
 # Called with a structure that is being solved, the share of the work done and the error reached.
 Report = Callable[[Structure, float, float], None]
@@ -141,18 +142,23 @@ class Factorizer:
         within = all(w <= have for w, have in zip(wanted, reach, strict=True))
         return within and not self.too_large(structure)
 
-    def too_large(self, structure: Structure) -> str:
-        """Say why a structure can't be solved in the memory and time allowed; empty if it can."""
+    def too_large(self, structure: Structure, starts: int = 1) -> str:
+        """Say why a structure can't be solved in the memory and time allowed; empty if it can.
+
+        Args:
+            structure: The structure.
+            starts: Starts of every channel that are held at once.
+        """
         window = tuple(
             k + 2 * m for k, m in zip(self.kernel.kernel_size, self.margin(structure), strict=True)
         )
         metric = self.moments is not None or self.preserve_dc
-        size = Size.of(structure, (window[0], window[1]), metric)
+        size = Size.of(structure, (window[0], window[1]), metric, starts)
         if size.memory > MOST_MEMORY:
             return f"takes some {size.memory / 2**30:.0f} GB, and {MOST_MEMORY >> 30} are allowed"
         if size.seconds > self.budget.seconds:
             allowed = f"{self.budget.seconds:g} s are allowed"
-            return f"takes more than {size.seconds:.0f} s, and {allowed}"
+            return f"takes {size.seconds:.2g} s for the first step alone, and {allowed}"
         return ""
 
     def margin(self, structure: Structure) -> Pair:
@@ -164,6 +170,23 @@ class Factorizer:
             )
         )
         return rows, cols
+
+    def unchanged(self) -> Factorization:
+        """The kernel as a cascade of itself."""
+        kernel, weight = self.kernel, self.weight
+        family = Family(kernel, (kernel.kernel_size,), (kernel.stride,), ((1, 1),))
+        nothing = torch.zeros((), dtype=torch.float64, device=weight.device)
+        return Factorization(
+            cascade=family.structure(()).cascade([weight]),
+            error=0.0,
+            channel_errors=nothing.repeat(kernel.out_channels),
+            bias_shift=nothing.repeat(kernel.out_channels),
+            noise_gain=0.0,
+            residual=nothing.expand(weight.shape),
+            origin=(0, 0),
+            geometry=kernel,
+            exact=True,
+        )
 
     def attempt(
         self, structure: Structure, effort: Effort = "full", starts: Sequence[Cascade] = ()
@@ -196,7 +219,7 @@ class Factorizer:
         problem = self.problem(cascade.structure) if problem is None else problem
         if self.preserve_dc:
             cascade = constraints.preserve_dc(problem, cascade)
-        rounded = cascade.to(self.weight.dtype)
+        rounded = _rounded(cascade, self.weight.dtype)
         residual = problem.residual(rounded)
         shift = residual.new_zeros(self.kernel.out_channels)
         if self.moments is not None:
@@ -214,3 +237,18 @@ class Factorizer:
             geometry=self.kernel,
             exact=problem.error(cascade) <= problem.exact,
         )
+
+
+def _rounded(cascade: Cascade, dtype: torch.dtype) -> Cascade:
+    """Round to a dtype, with no weight above what it holds: float16 ends at 65504.
+
+    The last stage carries the scale; what is too much there is moved to the first.
+    """
+    most = torch.finfo(dtype).max
+    weights = [stage.weight for stage in cascade.stages]
+    peak = float(weights[-1].abs().max())
+    if peak > most:
+        weights[-1] = weights[-1] * (most / peak)
+        weights[0] = weights[0] * (peak / most)
+    within = [weight.clamp(-most, most) for weight in weights]
+    return cascade.structure.cascade(within).to(dtype)

@@ -92,6 +92,8 @@ def draw(rng: np.random.Generator) -> Case:
         groups = int(rng.integers(2, 4 * most + 1))
     weight, exact = draw_values(rng, (groups * outputs, inputs, *size))
     dtype = FLOATS[int(rng.choice(4, p=[0.4, 0.4, 0.1, 0.1]))]
+    if float(weight.abs().max()) > torch.finfo(dtype).max:
+        dtype = torch.float64
     weight = weight.to(dtype)
     given, plain, dtype, note = dress(rng, weight)
     options: dict[str, Any] = {"groups": groups, "time_limit": float(rng.choice([0.5, 1.0, 2.0]))}
@@ -246,16 +248,20 @@ def check(case: Case, answer: Factorization) -> None:
     residual, whole = difference(composed, answer.offset, target, dilation)
     size = float(weight.norm())
     error = float(residual.norm()) / size if size else float(residual.norm())
-    close = 1e-9 + 1e-6 * error
+    # Two orders of composing differ by what the cascade makes of rounding.
+    rounding = 1e-13 + 1e-15 * answer.noise_gain
+    close = 1e-6 * error + 10 * rounding
     assert abs(answer.error - error) <= close, f"error {answer.error} is {error}"
     assert error <= 1.0 + 1e-6 or case.dtype != torch.float64, f"error {error} above 1"
     norms = target.flatten(1).norm(dim=1)
     channels = residual.flatten(1).norm(dim=1) / torch.where(norms > 0, norms, 1)
     off = (answer.channel_errors - channels).abs()[norms > 0]
-    assert bool((off <= 1e-9 + 1e-6 * channels[norms > 0]).all()), "errors of the channels"
+    share = size / norms[norms > 0]
+    near = 1e-6 * channels[norms > 0] + 10 * rounding * share
+    assert bool((off <= near).all()), "errors of the channels"
     l_inf = float(residual.abs().sum((1, 2, 3)).max())
-    rounding = 1e-14 * float(target.abs().sum((1, 2, 3)).max())
-    assert abs(answer.bounds.l_inf - l_inf) <= 1e-9 * l_inf + rounding, "l_inf"
+    several = math.sqrt(residual[0].numel()) * rounding * size
+    assert abs(answer.bounds.l_inf - l_inf) <= 1e-6 * l_inf + several, "l_inf"
     tolerance = options.get("tolerance")
     if tolerance is None:
         assert answer.met is None, "met without a tolerance"
@@ -263,8 +269,8 @@ def check(case: Case, answer: Factorization) -> None:
         assert error <= tolerance + close, f"met with an error of {error}"
     macs = math.prod(weight.shape)
     assert answer.macs <= macs, f"{answer.macs} multiplies instead of {macs}"
-    if answer.met is False or answer.timed_out:
-        assert answer.message, "nothing is said"
+    quiet = answer.met is not False and not answer.timed_out
+    assert quiet or answer.message, "nothing is said"
     chain = all(s.groups == s.weight.shape[0] for s in answer.stages)
     if case.exact and chain and not answer.timed_out and whole:
         assert error <= 1e-9, f"separable, but the error is {error}"

@@ -18,6 +18,7 @@ from convfactor.solvers.chains import Layout, branches, pack
 from convfactor.solvers.problem import Problem
 from convfactor.solvers.refine import Kernels, balance, compose
 
+STARTS = 50
 _ADMISSIBLE = 1e-6
 
 
@@ -66,7 +67,7 @@ def solve(
     problem: Problem,
     structure: Structure,
     *,
-    starts: int = 50,
+    starts: int = STARTS,
     steps: int = 50,
     rate: float = 0.2,
     mse_weight: float = 1.0,

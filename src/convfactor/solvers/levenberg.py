@@ -9,62 +9,29 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from convfactor.budget import Budget
 from convfactor.cascade import Cascade, Structure
-from convfactor.solvers import separable
 from convfactor.solvers.chains import Layout, branches, embed, pack
+from convfactor.solvers.efforts import DRAFT, MANY, Plan, affordable
 from convfactor.solvers.problem import Effort, Problem, Progress
 from convfactor.solvers.reduction import Reduction
 from convfactor.solvers.refine import Fit, Kernels, compose, refine
+from convfactor.solvers.starts import drawn, folded, join, lifted, separable_start
 
 _FLOOR = 1e-12
-_LIFTS = 10
 _PAIRS = 15
 _LARGEST = 169
 _SETTLED = 1e-9
 _SOLVED = 1e-26
 _SPLIT = 1e-20
-# Most work that an effort is made for, so that it takes about a second per stage.
-_THOROUGH_WORK, _STEADY_WORK, _HASTY_WORK = 3e6, 4e7, 5e8
-_STEADY_CHANNELS = 128
-# Where there are more channels than this, a costly way is tried on a few of them first, and on the
+# Where there are many channels, a costly way is tried on a few of them first, and on the
 # others if it solves one of those or takes this share off their squared error.
-_MANY, _FEW, _GAIN = 32, 8, 0.2
-
-
-@dataclass(frozen=True)
-class _Effort:
-    """How much is tried.
-
-    Attributes:
-        random: Random starts.
-        peeled: Random starts of each stage that is peeled off; 0 leaves peeling out.
-        rounds: Times that every pair of stages is merged and split again.
-        heats: (steps, survivors per channel) of a race between starts.
-        steps: Most steps of the last refinement.
-    """
-
-    random: int
-    peeled: int
-    rounds: int
-    heats: tuple[tuple[int, int], ...] = ((12, 6), (30, 2), (100, 1))
-    steps: int = 300
-
-
-_DRAFT = _Effort(random=8, peeled=0, rounds=0, heats=((10, 3), (30, 1)), steps=20)
-_GLANCE = _Effort(random=4, peeled=0, rounds=0, heats=((6, 2), (15, 1)), steps=15)
-_BARE = _Effort(random=0, peeled=0, rounds=0, heats=((8, 1),), steps=25)
-_HASTY = _Effort(random=4, peeled=0, rounds=0, heats=((8, 2), (20, 1)), steps=60)
-_BRISK = _Effort(random=24, peeled=0, rounds=0, heats=((6, 6), (15, 2), (40, 1)), steps=150)
-_STEADY = _Effort(random=16, peeled=8, rounds=1)
-_THOROUGH = _Effort(random=32, peeled=16, rounds=2)
-_MANIFOLD = replace(_BRISK, peeled=8, rounds=2)
+_FEW, _GAIN = 8, 0.2
 
 
 def handles(problem: Problem, structure: Structure) -> bool:
@@ -133,29 +100,14 @@ def solve(
 
     generator = torch.Generator().manual_seed(seed)
     budget = Budget() if budget is None else budget
-    search = _Search(_affordable(fit, layout, count, effort), generator, budget)
+    channels, pixels = fit.target.shape
+    plan = affordable(channels, count * layout.taps, pixels, effort)
+    search = _Search(plan, generator, budget)
     best = search.run(fit, layout, count, given, tell)
     cascade = pack(structure, _zeroed(best, fit.target)).balanced()
     last = cascade.stages[-1]
     last = replace(last, weight=last.weight * scale[:, None, None, None])
     return replace(cascade, stages=(*cascade.stages[:-1], last))
-
-
-def _affordable(fit: Fit, layout: Layout, count: int, effort: Effort) -> _Effort:
-    """Try less for many channels and many taps."""
-    channels, pixels = fit.target.shape
-    work = channels * (count * layout.taps) ** 2 * pixels
-    if effort == "draft":
-        if work > _STEADY_WORK:
-            return _BARE
-        return _DRAFT if channels <= _MANY else _GLANCE
-    if work > _STEADY_WORK:
-        return _HASTY if work <= _HASTY_WORK else _BARE
-    if channels > _STEADY_CHANNELS:
-        return _BRISK
-    if channels <= _MANY:
-        return _THOROUGH if work <= _THOROUGH_WORK else _STEADY
-    return _MANIFOLD
 
 
 def _normalise(problem: Problem, structure: Structure, ridge: float) -> tuple[Fit, Tensor]:
@@ -196,8 +148,8 @@ class _Search:
     a channel next to each other.
     """
 
-    def __init__(self, effort: _Effort, generator: torch.Generator, budget: Budget) -> None:
-        self.effort = effort
+    def __init__(self, plan: Plan, generator: torch.Generator, budget: Budget) -> None:
+        self.plan = plan
         self.generator = generator
         self.budget = budget
 
@@ -210,11 +162,11 @@ class _Search:
         tell: Callable[[float, Tensor], None] = lambda share, losses: None,
     ) -> Kernels:
         """Fit chains with ``count`` branches; one answer per channel."""
-        direct = [*given, _folded(fit, layout, count)]
+        direct = [*given, folded(fit, layout, count)]
         if all(spacing == (1, 1) for spacing in layout.spacings):
-            direct.append(_separable(fit, layout, count))
+            direct.append(separable_start(fit, layout, count))
         channels = len(fit.target)
-        starts = _join(direct, channels)
+        starts = join(direct, channels)
         runners = len(starts[0]) // channels
         balanced, scores = refine(fit.repeat(runners), starts, layout, 0)
         losses, first = scores.view(channels, runners).min(1)
@@ -229,17 +181,17 @@ class _Search:
         ways: list[Callable[[Fit, Kernels], Kernels]] = []
         if count > 1:
             ways.append(lambda part, _: self._boost(part, layout, count))
-        if self.effort.random:
-            ways.append(lambda part, _: self._random(part, layout, count, self.effort.random))
+        if self.plan.random:
+            ways.append(lambda part, _: self._random(part, layout, count, self.plan.random))
         cheap = len(ways)
         if count == 1 and len(layout.sizes) > 2:
-            if self.effort.peeled:
+            if self.plan.peeled:
                 ways.append(lambda part, _: self._peel(part, layout))
-            ways += [lambda part, now: self._resplit(part, layout, now)] * self.effort.rounds
+            ways += [lambda part, now: self._resplit(part, layout, now)] * self.plan.rounds
         for done, way in enumerate(ways):
             tell((done + 1) / (len(ways) + 1), losses)
             todo = (losses > _SOLVED).nonzero()[:, 0]
-            if done >= cheap and len(todo) > _MANY:
+            if done >= cheap and len(todo) > MANY:
                 first, todo = todo[:_FEW], todo[_FEW:]
                 before = losses[first]
                 self._follow(way, fit, layout, best, losses, first)
@@ -248,7 +200,7 @@ class _Search:
                     break
             self._follow(way, fit, layout, best, losses, todo)
         now = [kernel[inexact] for kernel in best]
-        last = refine(fit.take(inexact), now, layout, self.effort.steps, _SETTLED, self.budget)
+        last = refine(fit.take(inexact), now, layout, self.plan.steps, _SETTLED, self.budget)
         _put(best, inexact, last[0])
         return best
 
@@ -265,14 +217,14 @@ class _Search:
         if todo.numel() == 0 or self.budget.used_up():
             return
         part, now = fit.take(todo), [kernel[todo] for kernel in best]
-        found, losses[todo] = self._race(part, layout, _join([now, way(part, now)], len(todo)))
+        found, losses[todo] = self._race(part, layout, join([now, way(part, now)], len(todo)))
         _put(best, todo, found)
 
     def _race(self, fit: Fit, layout: Layout, kernels: Kernels) -> tuple[Kernels, Tensor]:
         """Refine the starts of every channel in heats, each with fewer that survive."""
         channels = len(fit.target)
         losses = kernels[0].new_zeros(len(kernels[0]))
-        for steps, survivors in self.effort.heats:
+        for steps, survivors in self.plan.heats:
             runners = len(kernels[0]) // channels
             many = fit.repeat(runners)
             kernels, losses = refine(many, kernels, layout, steps, budget=self.budget)
@@ -283,12 +235,7 @@ class _Search:
         return kernels, losses
 
     def _random(self, fit: Fit, layout: Layout, count: int, starts: int) -> Kernels:
-        kernels = []
-        for size in layout.sizes:
-            shape = (len(fit.target) * starts, count, *size)
-            noise = torch.randn(shape, generator=self.generator, dtype=torch.float64)
-            kernels.append(noise.to(fit.target.device))
-        return _scaled(fit.repeat(starts), kernels, layout)
+        return drawn(fit, layout, count, starts, self.generator)
 
     def _boost(self, fit: Fit, layout: Layout, count: int) -> Kernels:
         """Fit one branch after the other to what is left."""
@@ -307,12 +254,12 @@ class _Search:
         """Split off the last stage, then the one before it from what remains, and so on."""
         stages = len(layout.sizes)
         halves = layout.merge(range(stages - 1), [stages - 1])
-        pair = _lifted(fit.target.view(-1, 1, *layout.span), halves)
+        pair = lifted(fit.target.view(-1, 1, *layout.span), halves)
         if halves.taps <= _LARGEST:
-            random = self._random(fit, halves, 1, self.effort.peeled)
-            pair, _ = self._race(fit, halves, _join([pair, random], len(fit.target)))
+            random = self._random(fit, halves, 1, self.plan.peeled)
+            pair, _ = self._race(fit, halves, join([pair, random], len(fit.target)))
         rest, last = pair
-        lighter = replace(self.effort, random=8, peeled=8, rounds=0)
+        lighter = replace(self.plan, random=8, peeled=8, rounds=0)
         inner = _Search(lighter, self.generator, self.budget)
         return [*inner.run(_plain(rest), layout.select(range(stages - 1)), 1), last]
 
@@ -321,7 +268,7 @@ class _Search:
         stages = len(layout.sizes)
         pairs = list(itertools.combinations(range(stages), 2))
         order = torch.randperm(len(pairs), generator=self.generator)[:_PAIRS].tolist()
-        inner = _Search(_DRAFT, self.generator, self.budget)
+        inner = _Search(DRAFT, self.generator, self.budget)
         found: list[Kernels] = []
         for i, j in (pairs[k] for k in sorted(order)):
             if found and self.budget.used_up():
@@ -334,7 +281,7 @@ class _Search:
             split = inner.run(_plain(relaxed[0]), two, 1)
             places = dict(zip([i, j, *rest], [*split, *relaxed[1:]], strict=True))
             found.append([places[k] for k in range(stages)])
-        return _join(found, len(fit.target))
+        return join(found, len(fit.target))
 
 
 def _plain(kernels: Tensor) -> Fit:
@@ -346,76 +293,3 @@ def _put(kernels: Kernels, index: Tensor, new: Kernels) -> None:
     """Replace the kernels of some channels."""
     for kernel, part in zip(kernels, new, strict=True):
         kernel[index] = part
-
-
-def _join(starts: Sequence[Kernels], channels: int) -> Kernels:
-    """Put the starts of every channel next to each other."""
-    return [
-        torch.cat([part.unflatten(0, (channels, -1)) for part in stage], 1).flatten(0, 1)
-        for stage in zip(*starts, strict=True)
-    ]
-
-
-def _scaled(fit: Fit, kernels: Kernels, layout: Layout) -> Kernels:
-    """Scale the last stage so that the error is smallest."""
-    composed = fit.weigh(compose(kernels, layout).flatten(1)[:, None])[:, 0]
-    wanted = fit.weigh(fit.target[:, None])[:, 0]
-    power = composed.square().sum(1)
-    share = (composed * wanted).sum(1) / torch.where(power > 0, power, 1)
-    return [*kernels[:-1], kernels[-1] * share[:, None, None, None]]
-
-
-def _separable(fit: Fit, layout: Layout, count: int) -> Kernels:
-    """Split the leading separable terms, where real roots allow it; else shifts and zeros."""
-    chains = []
-    for target in fit.target:
-        kernel = target.view(layout.span)
-        try:
-            chains.append(separable.split_terms(kernel, layout.sizes, count, exact=False))
-        except (ValueError, np.linalg.LinAlgError):
-            chains.append([torch.zeros(count, *size, dtype=torch.float64) for size in layout.sizes])
-    return [torch.stack(stage).to(fit.target) for stage in zip(*chains, strict=True)]
-
-
-def _folded(fit: Fit, layout: Layout, count: int) -> Kernels:
-    """Split off one stage after the other by the lifted matrix; one branch, the others zero."""
-    rest = fit.target.view(-1, 1, *layout.span)
-    chain: Kernels = []
-    for last in range(len(layout.sizes) - 1, 0, -1):
-        rest, stage = _lifted(rest, layout.merge(range(last), [last]))
-        chain.insert(0, stage)
-    y, x = layout.spacings[0]
-    kernels: Kernels = []
-    for stage in [rest[..., ::y, ::x], *chain]:
-        others = torch.zeros_like(stage).repeat(1, count - 1, 1, 1)
-        others[..., 0, 0] = float(len(kernels) < len(chain))
-        kernels.append(torch.cat([stage, others], 1))
-    return kernels
-
-
-def _lifted(kernels: Tensor, halves: Layout) -> Kernels:
-    """Split kernels (N, 1, H, W) in two by the lifted matrix, of rank one for an exact split.
-
-    ``T[p, q]`` with ``W[r] = sum_{p+q=r} T[p, q]``: truncation to rank one alternates with the
-    projection on that constraint.
-    """
-    target = kernels.flatten(1)
-    (height, width), (rows, cols) = halves.sizes
-    dy, dx = halves.spacings[1]
-    grid = torch.arange(target.shape[1], device=target.device).view(halves.span)
-    index = torch.stack(
-        [
-            grid[y * dy : y * dy + height, x * dx : x * dx + width].flatten()
-            for y in range(rows)
-            for x in range(cols)
-        ]
-    )
-    times = torch.bincount(index.flatten(), minlength=grid.numel()).clamp_min(1).to(target)
-    lifted = (target / times)[:, index]
-    for _ in range(_LIFTS):
-        small = torch.linalg.eigh(lifted @ lifted.mT)[1][:, :, -1:]
-        large = small.mT @ lifted
-        truncated = small @ large
-        folded = torch.zeros_like(target).index_add_(1, index.flatten(), truncated.flatten(1))
-        lifted = truncated + ((target - folded) / times)[:, index]
-    return [large.view(-1, 1, height, width), small.reshape(-1, 1, rows, cols)]

@@ -29,18 +29,23 @@ class Size:
     seconds: float
 
     @classmethod
-    def of(cls, structure: Structure, window: Pair, dense_metric: bool = False) -> Size:
+    def of(
+        cls, structure: Structure, window: Pair, dense_metric: bool = False, starts: int = 1
+    ) -> Size:
         """Estimate.
 
         Args:
             structure: What is to be solved for.
             window: Taps (vertical, horizontal) that the target and the structure lie on.
             dense_metric: Whether the metric is written out as a matrix over all taps.
+            starts: Starts whose composed kernels are all held at once, after every stage.
         """
         groups, stages = structure.groups, structure.stages
         inputs, outputs = stages[0].in_channels // groups, stages[-1].out_channels // groups
         pixels = math.prod(window)
         values = 4.0 * groups * outputs * inputs * pixels
+        if starts > 1:
+            values *= starts * len(stages)
         work = 0.0
         if dense_metric:
             values += 3.0 * groups * (inputs * pixels) ** 2
