@@ -9,6 +9,7 @@ import argparse
 import importlib
 import os
 import platform
+import re
 import sys
 import time
 import warnings
@@ -46,7 +47,8 @@ def main() -> int:
                     print(f"  {kind}: {text}", flush=True)
     tallies = [done[name] for name in options.only]
     if options.write is not None:
-        options.write.write_text(page(tallies, options.seed), encoding="utf-8")
+        before = options.write.read_text(encoding="utf-8") if options.write.exists() else ""
+        options.write.write_text(page(tallies, options.seed, before), encoding="utf-8")
     return 0 if all(tally.sound for tally, _ in tallies) else 1
 
 
@@ -59,13 +61,15 @@ def fuzz(name: str, count: int, seed: int) -> tuple[Tally, float]:
     return tally, time.process_time() - start
 
 
-def page(tallies: list[tuple[Tally, float]], seed: int) -> str:
-    """The counts as a page."""
-    rows = "\n".join(
-        f"| {t.cases} {t.what} | {len(t.wrong)} | {len(t.raw)} | {len(t.late)} | {t.refused} | "
-        f"{t.slowest:.2f} | {seconds:.0f} |"
-        for t, seconds in tallies
-    )
+def page(tallies: list[tuple[Tally, float]], seed: int, before: str) -> str:
+    """The counts as a page; kinds that were not run keep their rows of the page before."""
+    rows = {kind: row for row, kind in re.findall(r"^(\| \d+ ([a-z ]+) \|.*)$", before, re.M)}
+    for t, seconds in tallies:
+        rows[t.what] = (
+            f"| {t.cases} {t.what} | {len(t.wrong)} | {len(t.raw)} | {len(t.late)} | {t.refused} | "
+            f"{t.slowest:.2f} | {seconds:.0f} |"
+        )
+    table = "\n".join(rows.values())
     return f"""# Reliability
 
 Written by `python tests/fuzz/run.py --write docs/reliability.md`, seed {seed}, one thread a kind:
@@ -79,7 +83,7 @@ error, as they should.
 
 | cases | wrong | raw errors | over budget | refused | slowest (s) | all (s) |
 | --- | --- | --- | --- | --- | --- | --- |
-{rows}
+{table}
 
 The oracles: layers against `nn.Conv2d` with the composed kernel, refusals and memory formats
 included; kernels against the composition computed anew, bounds against what the difference does to
