@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from convfactor.budget import Budget
 from convfactor.cascade import Cascade, Structure
 from convfactor.geometry import ConvGeometry
 from convfactor.search import Ladder
@@ -124,3 +125,24 @@ def test_exact_answers_are_not_widened():
     missed = Ladder(chains, solve, 1e-9)
     assert missed.cheapest() is None
     assert missed.nearest.structure is chains[0]
+
+
+@pytest.mark.parametrize(("tolerance", "rung"), [(0.9, 0), (0.25, None)])
+def test_a_used_up_budget_leaves_what_was_solved(tolerance, rung):
+    """The chain is always tried; nothing wider is begun once the time is up."""
+    chains = next(full(ConvGeometry(4, 4, (7, 7), groups=4))).ladder(4 * 49)
+    budget = Budget(1, iter([0.0, *[5.0] * 100]).__next__)
+    asked = []
+
+    def solve(structure, effort, starts):
+        asked.append(structure)
+        return Answer(structure, effort, 0.5)
+
+    ladder = Ladder(chains, solve, tolerance, budget)
+    found = ladder.cheapest()
+    assert asked == [chains[0]]
+    assert (found is None) == (rung is None)
+    if found is not None:
+        assert ladder.finished() is found
+    assert ladder.widest() is ladder.nearest
+    assert budget.cut_short

@@ -124,6 +124,9 @@ class Ladder(Generic[A]):
         would cross the tolerance as a power of the multiplies.
         """
         high = len(self._rungs) - 1
+        if self._solved and self._budget.used_up():
+            known = (rung for rung, _ in self._solved if rung > low)
+            return min((r for r in known if self._best(r).error <= tolerance), default=None)
         if high <= low or not self._meets(high, tolerance, slack):
             return None
         for wanted in (1.0, slack):

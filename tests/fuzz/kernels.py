@@ -279,13 +279,22 @@ def check(case: Case, answer: Factorization) -> None:
 def compose(answer: Factorization) -> Tensor:
     """Kernel of the cascade by running its stages backwards from single output pixels."""
     outputs = answer.kernels[-1].shape[0]
-    image = torch.eye(outputs, dtype=torch.float64)[:, :, None, None]
+    image = np.eye(outputs)[:, :, None, None]
     for stage in reversed(answer.stages):
-        weight = stage.weight.double()
-        image = F.conv_transpose2d(
-            image, weight, stride=stage.stride, dilation=stage.dilation, groups=stage.groups
-        )
-    return image
+        weight, (sy, sx), (dy, dx) = stage.weight.double().numpy(), stage.stride, stage.dilation
+        apart = np.zeros((*image.shape[:2], (image.shape[2] - 1) * sy + 1,
+                          (image.shape[3] - 1) * sx + 1))  # fmt: skip
+        apart[:, :, ::sy, ::sx] = image
+        (written, read, rows, cols), (height, width) = weight.shape, apart.shape[2:]
+        size = (height + (rows - 1) * dy, width + (cols - 1) * dx)
+        image = np.zeros((outputs, read * stage.groups, *size))
+        share = written // stage.groups
+        for group, y, x in np.ndindex(stage.groups, rows, cols):
+            own = slice(group * share, (group + 1) * share)
+            taps = weight[own, :, y, x]
+            part = image[:, group * read : (group + 1) * read, y * dy :, x * dx :]
+            part[:, :, :height, :width] += np.einsum("oshw,si->oihw", apart[:, own], taps)
+    return torch.from_numpy(image)
 
 
 def widen(weight: Tensor, groups: int) -> Tensor:
