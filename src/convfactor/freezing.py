@@ -34,15 +34,17 @@ DRAWN = object()
 GENERATORS = (random.Random, torch.Generator, np.random.Generator, np.random.RandomState)
 # What every module has, and what the tracer puts on its root.
 TORCHS, CONSTANT = frozenset(vars(nn.Module())), "_tensor_constant"
+# The parts of torch that call the code of models.
+CALLERS = ("nn/", "fx/_symbolic_trace.py", "utils/_contextlib.py", "utils/checkpoint.py")
 CONTEXTS = ("autograd/grad_mode.py", "amp/autocast_mode.py")
 
 
 @contextmanager
 def profiled(observe: Callable[[CodeType], None]) -> Iterator[None]:
-    """Show every Python function that is called."""
+    """Show every Python function that a model's code, or torch for a module, calls."""
 
     def profile(frame: FrameType, event: str, arg: object) -> None:
-        if event == "call":
+        if event == "call" and _is_called_by_model(frame):
             observe(frame.f_code)
 
     before = sys.getprofile()
@@ -51,6 +53,15 @@ def profiled(observe: Callable[[CodeType], None]) -> Iterator[None]:
         yield
     finally:
         sys.setprofile(before)
+
+
+def _is_called_by_model(frame: FrameType) -> bool:
+    """Whether a function is not one that torch calls for its own sake, such as of sympy."""
+    if frame.f_back is None:
+        return False
+    caller = Path(frame.f_back.f_code.co_filename).as_posix()
+    torchs = Path(torch.__file__).parent.as_posix() + "/"
+    return not caller.startswith(torchs) or caller.removeprefix(torchs).startswith(CALLERS)
 
 
 @functools.lru_cache(maxsize=4096)

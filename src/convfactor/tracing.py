@@ -20,6 +20,7 @@ from convfactor.outputs import difference
 from convfactor.sites import is_transform
 
 WHOLE = "untraced"
+MOST_ATTEMPTS = 50
 LEAVES = (nn.Conv2d, CascadeConv2d)
 IN_PLACE = (
     operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.setitem,
@@ -97,7 +98,7 @@ def _entered(model: nn.Module, inputs: ModelInputs | None) -> GraphModule | None
     opaque: set[object] = set()
     try:
         given = _given(model, inputs)
-        while True:
+        for _ in range(MOST_ATTEMPTS):
             stand_in = copied(model, tuple(model.parameters()))
             with isolated(0):
                 tracer = _Partial(stand_in, opaque, given)
@@ -107,6 +108,8 @@ def _entered(model: nn.Module, inputs: ModelInputs | None) -> GraphModule | None
             if _kind(stand_in) in tracer.suspects or tracer.suspects <= opaque:
                 return None
             opaque |= tracer.suspects
+        else:
+            return None
     except Exception:  # whatever a model leads copying and tracing to raise
         return None
     for mine, original in zip(stand_in.modules(), model.modules(), strict=True):
@@ -144,8 +147,8 @@ def _try(model: nn.Module, inputs: ModelInputs) -> None:
 
 
 def _kind(module: nn.Module) -> object:
-    """What modules with the same forward share."""
-    return module if "forward" in vars(module) else type(module)
+    """What modules with the same forward share; one with its own is known by that forward."""
+    return vars(module).get("forward") or type(module)
 
 
 class _Partial(Tracer):
@@ -172,7 +175,8 @@ class _Partial(Tracer):
             self.suspects.add(_kind(self._stack[-1]))
         self._boundary()
         for module, state in zip(list(self.model.modules()), before, strict=False):
-            if not same_state(state, module_state(module)):
+            script = isinstance(module, torch.jit.ScriptModule)
+            if not script and not same_state(state, module_state(module)):
                 self.suspects.add(_kind(module))
         if any(_is_in_place(node) for node in graph.nodes):
             self.suspects |= self._constants  # each run would change them further
@@ -180,7 +184,11 @@ class _Partial(Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether a module is called as it is."""
-        leaf = isinstance(m, LEAVES) or is_transform(m) or _kind(m) in self._opaque
+        leaf = (
+            isinstance(m, (*LEAVES, torch.jit.ScriptModule))
+            or is_transform(m)
+            or _kind(m) in self._opaque
+        )
         return leaf or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(

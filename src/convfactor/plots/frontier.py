@@ -91,6 +91,10 @@ def plot_frontier(
         axis.axhline(tolerance, color=VERMILION, linestyle="--", label=f"tolerance {tolerance:g}")
     if original is not None:
         axis.axvline(unit * original, color="black", linestyle=":", label="original kernel")
+    errors = {error for _, error in points}
+    if len(errors) == 1 and tolerance in (None, *errors):
+        (error,) = errors  # one height alone has no scale
+        axis.set_ylim(error / 2, error * 2)
     axis.margins(0.12)
     axis.set_xlabel("multiplies per output pixel" if times is None else "time (ms)")
     axis.set_ylabel("relative error")
