@@ -113,7 +113,8 @@ def _entered(model: nn.Module, inputs: ModelInputs | None) -> GraphModule | None
     except Exception:  # whatever a model leads copying and tracing to raise
         return None
     for mine, original in zip(stand_in.modules(), model.modules(), strict=True):
-        mine._buffers.update(original._buffers)
+        if not isinstance(mine, torch.jit.ScriptModule):
+            mine._buffers.update(original._buffers)
     return GraphModule(stand_in, graph, type(model).__name__)
 
 

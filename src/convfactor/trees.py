@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import random
 import types
 from collections.abc import Callable, Iterator, Mapping
 from enum import Enum
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import SUPPORTED_NODES
@@ -23,6 +25,9 @@ NO_RECORDS = (
     torch.Size,
     Tensor,
     nn.Module,
+    random.Random,
+    np.random.Generator,
+    np.random.RandomState,
 )
 
 
