@@ -318,7 +318,7 @@ def test_what_a_graph_would_freeze_is_a_leaf(kind, given, inside, capfd):
             outputs.append(network(images(seed)))
         assert torch.equal(*outputs)
         assert outputs[0].requires_grad == outputs[1].requires_grad
-    if inside and kind is not Called:  # which is entered, its call and all
+    if inside and kind not in (Called, OwnGenerator):  # entered; of a generator nothing is known
         assert [n.target for n in graph.graph.nodes if n.op == "call_module"] == ["0", "1"]
     assert capfd.readouterr() == ("", "")
 
