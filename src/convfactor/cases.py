@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from convfactor import rewrite
+from convfactor import digests
 from convfactor.budget import Budget
 from convfactor.calibration import SiteData
 from convfactor.calls import convolution
@@ -290,7 +290,7 @@ def entry_for(
         shapes=tuple(site.shapes.items()),
         decision="replaced" if decision == "replaced" else "kept",
         reason=reason,
-        fingerprint=rewrite.fingerprint(weight) if site.weight_name else "",
+        fingerprint=digests.fingerprint(weight) if site.weight_name else "",
     )
     if price is None or structure is None:
         return entry

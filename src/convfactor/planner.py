@@ -12,7 +12,7 @@ import torch
 from rich.progress import Progress
 from torch import nn
 
-from convfactor import calibration, rewrite, transforms
+from convfactor import calibration, digests, transforms
 from convfactor.calibration import SiteData, Split
 from convfactor.cascade import Structure
 from convfactor.cases import LARGEST_PATCH, Case, entry_for
@@ -185,7 +185,7 @@ def _recall(earlier: Plan | None, site: Site) -> tuple[Entry, Replacement | None
         site.geometry,
         tuple(site.shapes.items()),
         site.weight_name,
-        rewrite.fingerprint(site.weight),
+        digests.fingerprint(site.weight),
     )
     for i, entry in enumerate(earlier.entries):
         mine = (entry.owners, entry.geometry, entry.shapes, entry.weight_name, entry.fingerprint)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, fx, nn
 
 from convfactor import graphs, transforms
-from convfactor.digests import fingerprint as fingerprint
+from convfactor.digests import fingerprint
 from convfactor.errors import PlanMismatchError
 from convfactor.geometry import ConvGeometry
 from convfactor.layers import CascadeConv2d

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
 
 from convfactor import digests
 from convfactor.finding import Select
 from convfactor.inputs import ModelInputs
 from convfactor.latency import Timing, compare
 from convfactor.sites import is_transform
+from convfactor.trees import leaves
 
 SECONDS = 1.0
 
@@ -130,20 +130,15 @@ def _recorder(site: TransformSite) -> Callable[..., None]:
     """A hook that keeps copies of the arguments."""
 
     def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        copied = tree_map(_copied, (args, kwargs))
-        site.calls.append(ModelInputs(*copied))
+        # Copies, which later in-place operations of the model do not change.
+        site.calls.append(ModelInputs(args, kwargs).map(lambda x: x.detach().clone()))
 
     return record
 
 
-def _copied(value: Any) -> Any:
-    """A tensor that later in-place operations of the model do not change."""
-    return value.detach().clone() if isinstance(value, Tensor) else value
-
-
 def _floats(output: Any) -> Iterator[Tensor]:
     """Tensors of an output."""
-    return (leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
+    return (leaf for _, leaf in leaves(output) if isinstance(leaf, Tensor))
 
 
 def _arguments(module: nn.Module) -> list[tuple[str, str]]:
