@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
@@ -65,6 +65,7 @@ class Judge:
     model: nn.Module
     inputs: ModelInputs
     held_out: Sequence[ModelInputs]
+    _known: dict[tuple[int, ...], tuple[float, ...]] = field(default_factory=dict)
 
     def sound(self, chosen: Plan) -> Plan:
         """Undo the replacements with which the model does not compute what it did.
@@ -89,14 +90,17 @@ class Judge:
         return chosen
 
     def errors(self, chosen: Plan) -> tuple[float, ...]:
-        """Relative errors of the outputs of the rewritten model.
+        """Relative errors of the outputs of the rewritten model, measured once for every choice.
 
         Raises:
             UnlikeError: They are not of the form of the original's.
         """
-        fast = rewrite.apply(copied(self.model), chosen)
-        batches = self.held_out or (self.inputs,)
-        return output_errors(_alike(runs(copied(self.model), fast, batches)))
+        key = tuple(chosen.replaced)
+        if key not in self._known:
+            fast = rewrite.apply(copied(self.model), chosen)
+            batches = self.held_out or (self.inputs,)
+            self._known[key] = output_errors(_alike(runs(copied(self.model), fast, batches)))
+        return self._known[key]
 
     def _limit(self, chosen: Plan, measured: dict[int, float]) -> float:
         """The largest error at the output that the layers explain."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -171,7 +172,7 @@ class _Job:
         folder = None if checkpoint is None else Path(checkpoint)
         return cls(model, worker, inputs, batches, settings, select, folder)
 
-    @property
+    @functools.cached_property
     def judge(self) -> Judge:
         """What runs the whole model."""
         return Judge(self.model, self.inputs, () if self.batches is None else self.batches.held_out)
