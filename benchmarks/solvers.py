@@ -33,10 +33,10 @@ from torch import Tensor
 from convfactor.calibration import Split, collect
 from convfactor.cascade import Cascade, StageShape, Structure
 from convfactor.demo import photographs
-from convfactor.geometry import ConvGeometry
-from convfactor.moments import Moments
 from convfactor.finding import find
+from convfactor.geometry import ConvGeometry
 from convfactor.inputs import ModelInputs
+from convfactor.moments import Moments
 from convfactor.solvers import Problem, alternating, dense, solve
 from convfactor.structures import dilated, full, separable_pair
 from convfactor.wavelets import synthesis_kernels
