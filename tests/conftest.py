@@ -3,7 +3,8 @@ import os
 import torch
 from hypothesis import HealthCheck, settings
 
-# Tests are small: threads cost more than they give, above all on a shared machine.
+# Tests are small: threads cost more than they give, above all where several processes run tests.
+os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 
 settings.register_profile(
