@@ -11,6 +11,8 @@ from convfactor.structures import families, full
 
 # Of the time limit, for finding out what would have met the tolerance.
 SHARE_OF_ADVICE = 0.2
+# Times the tolerance; a draft that misses it by as much is not worth a full solve.
+OUT_OF_REACH = 2.0
 
 
 def cheapest(factorizer: Factorizer, tolerance: float) -> Factorization:
@@ -37,8 +39,11 @@ def cheapest(factorizer: Factorizer, tolerance: float) -> Factorization:
         return best.finished()
     if not missed:
         return replace(factorizer.unchanged(), met=False, message=_hopeless(factorizer))
+    least = min((nearest for nearest, _ in missed), key=lambda f: f.error)
+    if least.error > OUT_OF_REACH * tolerance:
+        return least
     # A full solve seldom takes more off a draft's error than that.
-    within = DRAFT_SLACK * min(nearest.error for nearest, _ in missed)
+    within = DRAFT_SLACK * least.error
     contenders = (ladder.widest() for nearest, ladder in missed if nearest.error <= within)
     return min((f for f in contenders if f is not None), key=lambda f: f.error)
 
