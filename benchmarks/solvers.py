@@ -30,15 +30,15 @@ from rich.table import Table
 from tensorly.decomposition import parafac, partial_tucker
 from torch import Tensor
 
-from convfactor.calibration import Split, collect
-from convfactor.cascade import Cascade, StageShape, Structure
+from convfactor.conv.cascade import Cascade, StageShape, Structure
+from convfactor.conv.geometry import ConvGeometry
+from convfactor.conv.moments import Moments
 from convfactor.demo import photographs
-from convfactor.finding import find
-from convfactor.geometry import ConvGeometry
-from convfactor.inputs import ModelInputs
-from convfactor.moments import Moments
-from convfactor.solvers import Problem, alternating, dense, solve
-from convfactor.structures import dilated, full, separable_pair
+from convfactor.factorization.families import dilated, full, separable_pair
+from convfactor.factorization.solvers import Problem, alternating, dense, solve
+from convfactor.model.finding import find
+from convfactor.model.inputs import ModelInputs
+from convfactor.planning.calibration import Split, collect
 from convfactor.wavelets import synthesis_kernels
 
 COLOUR = ("chelsea.png", "coffee.png", "rocket.jpg", "hubble_deep_field.jpg", "retina.jpg",

@@ -17,8 +17,8 @@ from torch import nn
 
 import convfactor
 from convfactor import Cascade, Plan, Stage, StageShape, Structure, factorize, plots
-from convfactor.latency import Timing
-from convfactor.plans import WholeModel
+from convfactor.planning.latency import Timing
+from convfactor.plans.plan import WholeModel
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:

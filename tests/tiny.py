@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from convfactor.cascade import StageShape, Structure
+from convfactor.conv.cascade import StageShape, Structure
 
 
 def kernel(

@@ -1,16 +1,16 @@
 """Make trained PyTorch models faster: large kernels become cascades of 3x3 convolutions."""
 
 from convfactor import fx, wavelets
-from convfactor.bounds import Bounds
-from convfactor.cascade import Cascade, Stage, StageShape, Structure
+from convfactor.conv.bounds import Bounds
+from convfactor.conv.cascade import Cascade, Stage, StageShape, Structure
+from convfactor.conv.geometry import ConvGeometry
+from convfactor.conv.layer import CascadeConv2d
+from convfactor.conv.moments import Moments
 from convfactor.errors import PlanMismatchError, ToleranceError
-from convfactor.factorization import factorize
-from convfactor.factorizer import Factorization
-from convfactor.geometry import ConvGeometry
-from convfactor.layers import CascadeConv2d
-from convfactor.moments import Moments
-from convfactor.optimization import optimize, plan
-from convfactor.plans import Plan
+from convfactor.factorization.factorize import factorize
+from convfactor.factorization.factorizer import Factorization
+from convfactor.planning.optimization import optimize, plan
+from convfactor.plans.plan import Plan
 
 __version__ = "0.1.0"
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import convfactor
 from convfactor.errors import ToleranceError
-from convfactor.plans import PLAN_FILE, WEIGHTS_FILE, Plan
+from convfactor.plans.plan import PLAN_FILE, WEIGHTS_FILE, Plan
 
 PARTIAL = "partial"
 REPORTS = {

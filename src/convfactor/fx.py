@@ -8,10 +8,11 @@ from torch import nn
 from torch.fx import GraphModule
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
-from convfactor import optimization, rewrite
-from convfactor.copies import copied
-from convfactor.plans import Plan
-from convfactor.tracing import WHOLE, Untraced, trace
+from convfactor.model import rewrite
+from convfactor.model.copies import copied
+from convfactor.model.tracing import WHOLE, Untraced, trace
+from convfactor.planning import optimization
+from convfactor.plans.plan import Plan
 
 __all__ = ["FactorizeConvs", "trace"]
 

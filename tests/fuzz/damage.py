@@ -20,11 +20,12 @@ from tally import Tally
 from torch import Tensor, nn
 
 import convfactor
-from convfactor import Plan, records
-from convfactor.cascade import StageShape, Structure
-from convfactor.digests import digest
+from convfactor import Plan
+from convfactor.conv.cascade import StageShape, Structure
 from convfactor.errors import PlanMismatchError
-from convfactor.plans import PLAN_FILE, WEIGHTS_FILE
+from convfactor.model.digests import digest
+from convfactor.plans import records
+from convfactor.plans.plan import PLAN_FILE, WEIGHTS_FILE
 
 SECONDS = 1.0
 NAMES = (

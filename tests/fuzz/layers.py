@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from tally import Tally
 from torch import Tensor, nn
 
-from convfactor.cascade import Cascade, StageShape, Structure
-from convfactor.geometry import ConvGeometry
-from convfactor.layers import CascadeConv2d
+from convfactor.conv.cascade import Cascade, StageShape, Structure
+from convfactor.conv.geometry import ConvGeometry
+from convfactor.conv.layer import CascadeConv2d
 
 SECONDS = 2.0
 MODES = ("zeros", "reflect", "replicate", "circular")

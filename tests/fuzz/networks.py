@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import convfactor
 from convfactor import StageShape, Structure
-from convfactor.trees import leaves
+from convfactor.model.trees import leaves
 
 SECONDS = 60.0
 CHANNELS = 2

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from convfactor.cascade import Cascade
-from convfactor.factorizer import Factorization
-from convfactor.geometry import Pair, pair
+from convfactor.conv.cascade import Cascade
+from convfactor.conv.geometry import Pair, pair
+from convfactor.factorization.factorizer import Factorization
 
 Kernel: TypeAlias = Tensor | NDArray[Any]
 Array: TypeAlias = NDArray[np.float64]

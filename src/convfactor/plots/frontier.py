@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
-from convfactor.cascade import Structure
-from convfactor.factorizer import Factorization
-from convfactor.kernels import check_tolerance
+from convfactor.conv.cascade import Structure
+from convfactor.factorization.factorizer import Factorization
+from convfactor.factorization.question import check_tolerance
 from convfactor.plots.style import BLUE, GREY, VERMILION, styled
 
 FLOOR = 1e-17  # where an error of exactly 0 is drawn, on the logarithmic axis

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.figure import Figure
 
-from convfactor.cascade import Cascade
-from convfactor.factorizer import Factorization
-from convfactor.geometry import Pair
+from convfactor.conv.cascade import Cascade
+from convfactor.conv.geometry import Pair
+from convfactor.factorization.factorizer import Factorization
 from convfactor.plots.comparison import Array, Comparison, Kernel, as_array, largest_magnitude
 from convfactor.plots.style import SIGNED, styled
 

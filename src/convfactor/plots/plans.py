@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from convfactor.plans import Plan
+from convfactor.plans.plan import Plan
 from convfactor.plots.style import BLUE, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from convfactor.latency import Timing
-    from convfactor.plans import Entry
+    from convfactor.planning.latency import Timing
+    from convfactor.plans.plan import Entry
 
 DARK = "#5A5A5A"
 TRIED = "tried, not taken"

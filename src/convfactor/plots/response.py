@@ -7,9 +7,9 @@ from typing import Literal
 import numpy as np
 from matplotlib.figure import Figure
 
-from convfactor.cascade import Cascade
-from convfactor.factorizer import Factorization
-from convfactor.geometry import Pair
+from convfactor.conv.cascade import Cascade
+from convfactor.conv.geometry import Pair
+from convfactor.factorization.factorizer import Factorization
 from convfactor.plots.comparison import Comparison, Kernel, largest_magnitude
 from convfactor.plots.style import MAGNITUDE, styled
 

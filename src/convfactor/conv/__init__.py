@@ -1,0 +1,1 @@
+"""One convolution and the cascade in its place: algebra, layers, moments, errors."""

@@ -1,0 +1,1 @@
+"""Factorize one kernel."""

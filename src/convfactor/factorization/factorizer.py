@@ -1,0 +1,254 @@
+"""Solve one kernel for one structure, and measure what came out."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from convfactor.conv.bounds import Bounds
+from convfactor.conv.cascade import Cascade, Stage, Structure
+from convfactor.conv.geometry import ConvGeometry, Pair
+from convfactor.conv.moments import Moments
+from convfactor.factorization.budget import Budget
+from convfactor.factorization.families import Family
+from convfactor.factorization.solvers import Effort, Problem, Size, constraints, solve
+
+# Called with a structure that is being solved, the share of the work done and the error reached.
+Report = Callable[[Structure, float, float], None]
+
+SECONDS_PER_STAGE = 1.0
+MOST_MEMORY = 4 << 30
+
+
+@dataclass(frozen=True, eq=False)
+class Factorization:
+    """A cascade in the dtype it will run in, and how far it is from the kernel.
+
+    Attributes:
+        cascade: The cascade.
+        error: Relative error, from the composed kernel after rounding.
+        channel_errors: The same per output channel, float64 (C_out,).
+        bias_shift: Float64 (C_out,), what the bias must take up: ``-D mu``.
+        noise_gain: Amplification of rounding in the intermediates, relative to one rounding of the
+            output; times the dtype's epsilon it is the relative rounding error to expect.
+        residual: Float64 (C_out, C_in/groups, H, W), composed kernel minus the original, both
+            extended by zeros, on the taps of the original.
+        origin: (row, col) of the residual's corner relative to the original's, in taps.
+        geometry: The convolution that was factorized.
+        exact: Whether it was exact before rounding, so that nothing wider is better.
+        met: Whether the error is within the tolerance; None without one.
+        timed_out: Whether the time limit cut the search short; more may give a better answer.
+        message: What would be needed, where the tolerance was not met, or that the time limit cut
+            the search short; otherwise empty.
+    """
+
+    cascade: Cascade
+    error: float
+    channel_errors: Tensor
+    bias_shift: Tensor
+    noise_gain: float
+    residual: Tensor
+    origin: Pair
+    geometry: ConvGeometry
+    exact: bool = False
+    met: bool | None = None
+    timed_out: bool = False
+    message: str = ""
+
+    def __repr__(self) -> str:
+        """Name the structure, the dtype, the error and the cost, without the weights."""
+        dtype = str(self.kernels[0].dtype).removeprefix("torch.")
+        return (
+            f"Factorization({self.structure}, {dtype}, error {self.error:.2e}, "
+            f"{self.macs} multiplies, met={self.met})"
+        )
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages, first applied first."""
+        return self.cascade.stages
+
+    @property
+    def kernels(self) -> tuple[Tensor, ...]:
+        """The weights of the stages."""
+        return tuple(stage.weight for stage in self.cascade.stages)
+
+    @property
+    def offset(self) -> Pair:
+        """(row, col) of the equivalent kernel's corner relative to the original's."""
+        return self.cascade.offset
+
+    @property
+    def structure(self) -> Structure:
+        """The cascade without its weights."""
+        return self.cascade.structure
+
+    @property
+    def macs(self) -> int:
+        """Multiplies per output pixel of the original grid."""
+        return self.cascade.structure.macs
+
+    @functools.cached_property
+    def bounds(self) -> Bounds:
+        """Worst-case bounds of the output error.
+
+        ``factorize`` does not know the padding: there they are those for zeros or none.
+        """
+        return Bounds.from_residual(self.residual, self.geometry.groups, self.geometry, self.origin)
+
+    def compose(self) -> Tensor:
+        """Equivalent kernel, float64 (C_out, C_in/groups, spanH, spanW)."""
+        return self.cascade.compose()
+
+
+@dataclass(frozen=True, eq=False)
+class Factorizer:
+    """One kernel in one metric, ready to be solved for any structure.
+
+    Attributes:
+        weight: (C_out, C_in/groups, kH, kW), on the device to solve on.
+        kernel: The convolution.
+        moments: Moments of its input patches, or None for white noise.
+        preserve_dc: Whether to keep every kernel's sum exactly.
+        ridge: White noise added to the input patches, relative to their mean power.
+        seed: Seed of the random starts.
+        report: Called while a structure is solved.
+        budget: Time that all solves together may take.
+    """
+
+    weight: Tensor
+    kernel: ConvGeometry
+    moments: Moments | None = None
+    preserve_dc: bool = False
+    ridge: float = 0.0
+    seed: int = 0
+    report: Report = lambda structure, share, error: None
+    budget: Budget = field(default_factory=Budget)
+
+    def problem(self, structure: Structure) -> Problem:
+        """The problem on the smallest window that holds the kernel and the structure."""
+        return Problem.from_weight(
+            self.weight, self.kernel.groups, self.moments, self.margin(structure)
+        )
+
+    def fits(self, structure: Structure) -> bool:
+        """Whether the moments reach as far as the structure spans, and it can be solved at all."""
+        wanted = self.margin(structure)
+        reach = wanted if self.moments is None else self.moments.margin
+        within = all(w <= have for w, have in zip(wanted, reach, strict=True))
+        return within and not self.too_large(structure)
+
+    def too_large(self, structure: Structure, starts: int = 1) -> str:
+        """Say why a structure can't be solved in the memory and time allowed; empty if it can.
+
+        Args:
+            structure: The structure.
+            starts: Starts of every channel that are held at once.
+        """
+        window = tuple(
+            k + 2 * m for k, m in zip(self.kernel.kernel_size, self.margin(structure), strict=True)
+        )
+        metric = self.moments is not None or self.preserve_dc
+        size = Size.of(structure, (window[0], window[1]), metric, starts)
+        if size.memory > MOST_MEMORY:
+            return f"takes some {size.memory / 2**30:.0f} GB, and {MOST_MEMORY >> 30} are allowed"
+        if size.seconds > self.budget.seconds:
+            allowed = f"{self.budget.seconds:g} s are allowed"
+            return f"takes {size.seconds:.2g} s for the first step alone, and {allowed}"
+        return ""
+
+    def margin(self, structure: Structure) -> Pair:
+        """Taps that the structure reaches beyond the kernel, at most, per side."""
+        rows, cols = (
+            max(-o, o + span - k, 0)
+            for o, span, k in zip(
+                structure.offset, structure.span, self.kernel.kernel_size, strict=True
+            )
+        )
+        return rows, cols
+
+    def unchanged(self) -> Factorization:
+        """The kernel as a cascade of itself."""
+        kernel, weight = self.kernel, self.weight
+        family = Family(kernel, (kernel.kernel_size,), (kernel.stride,), ((1, 1),))
+        nothing = torch.zeros((), dtype=torch.float64, device=weight.device)
+        return Factorization(
+            cascade=family.structure(()).cascade([weight]),
+            error=0.0,
+            channel_errors=nothing.repeat(kernel.out_channels),
+            bias_shift=nothing.repeat(kernel.out_channels),
+            noise_gain=0.0,
+            residual=nothing.expand(weight.shape),
+            origin=(0, 0),
+            geometry=kernel,
+            exact=True,
+        )
+
+    def attempt(
+        self, structure: Structure, effort: Effort = "full", starts: Sequence[Cascade] = ()
+    ) -> Factorization:
+        """Solve for one of several structures, leaving time for the others."""
+        seconds = max(SECONDS_PER_STAGE * len(structure.stages), self.budget.left / 2)
+        own = replace(self, budget=self.budget.part(seconds))
+        return own.solve(structure, effort, starts)
+
+    def solve(
+        self, structure: Structure, effort: Effort = "full", starts: Sequence[Cascade] = ()
+    ) -> Factorization:
+        """Solve for a structure, round, and measure what came out."""
+        problem = self.problem(structure)
+        aim = constraints.weigh_dc(problem) if self.preserve_dc else problem
+        cascade = solve(
+            aim,
+            structure,
+            starts=starts,
+            seed=self.seed,
+            ridge=self.ridge,
+            effort=effort,
+            progress=lambda share, error: self.report(structure, share, error),
+            budget=self.budget,
+        )
+        return self.measure(cascade, problem)
+
+    def measure(self, cascade: Cascade, problem: Problem | None = None) -> Factorization:
+        """Apply the constraint, round to the weight's dtype and compute the errors."""
+        problem = self.problem(cascade.structure) if problem is None else problem
+        if self.preserve_dc:
+            cascade = constraints.preserve_dc(problem, cascade)
+        rounded = _rounded(cascade, self.weight.dtype)
+        residual = problem.residual(rounded)
+        shift = residual.new_zeros(self.kernel.out_channels)
+        if self.moments is not None:
+            margin = (-problem.origin[0], -problem.origin[1])
+            mean = self.moments.cropped(margin).mean.to(residual.device)
+            shift = -torch.einsum("gop,gp->go", residual.flatten(2), mean).flatten()
+        return Factorization(
+            cascade=rounded,
+            error=problem.error(rounded),
+            channel_errors=problem.channel_errors(rounded).flatten(),
+            bias_shift=shift,
+            noise_gain=rounded.noise_gain(),
+            residual=residual.flatten(0, 1),
+            origin=problem.origin,
+            geometry=self.kernel,
+            exact=problem.error(cascade) <= problem.exact,
+        )
+
+
+def _rounded(cascade: Cascade, dtype: torch.dtype) -> Cascade:
+    """Round to a dtype, with no weight above what it holds: float16 ends at 65504.
+
+    The last stage carries the scale; what is too much there is moved to the first.
+    """
+    most = torch.finfo(dtype).max
+    weights = [stage.weight for stage in cascade.stages]
+    peak = float(weights[-1].abs().max())
+    if peak > most:
+        weights[-1] = weights[-1] * (most / peak)
+        weights[0] = weights[0] * (peak / most)
+    within = [weight.clamp(-most, most) for weight in weights]
+    return cascade.structure.cascade(within).to(dtype)

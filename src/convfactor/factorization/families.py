@@ -1,0 +1,273 @@
+"""Which cascades could replace a kernel: stage sizes, strides, dilations and widths."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from convfactor.conv.cascade import StageShape, Structure
+from convfactor.conv.geometry import ConvGeometry, Pair
+
+FEWEST_MIXED = 16
+# At equal multiplies, widths (4, 4, 4) instead of (1, 1, 4) took the calibrated error of SRCNN's
+# 9x9 1->64 from 8.0 to 0.4 %: what a narrow stage loses, no later one brings back.
+NARROWEST = 4
+TAPER = 0.5
+# Taps that strided stages may reach beyond the kernel in all.
+WIDEST = 4
+# Beyond these there are too many ways to count them all.
+LARGEST_DILATED = 255
+MOST_STRIDED = 32
+# Unknowns per channel of parallel chains, which are all solved for together.
+MOST_TAPS = 300
+
+
+@dataclass(frozen=True)
+class Family:
+    """Cascades for one kernel that differ only in their widths.
+
+    Attributes:
+        kernel: The convolution to be replaced; its padding and dilation do not matter here.
+        kernel_sizes: Taps of each stage.
+        strides: Stride of each stage.
+        dilations: Dilation of each stage, in taps of the kernel.
+        offset: (row, col) of the composed kernel's corner relative to the kernel's, in taps.
+    """
+
+    kernel: ConvGeometry
+    kernel_sizes: tuple[Pair, ...]
+    strides: tuple[Pair, ...]
+    dilations: tuple[Pair, ...]
+    offset: Pair = (0, 0)
+
+    def structure(self, widths: Sequence[int]) -> Structure:
+        """Fill in the hidden widths (total channel counts, divisible by the groups).
+
+        Depthwise kernels become parallel chains: hidden stages stay within one chain.
+        """
+        kernel = self.kernel
+        channels = [kernel.in_channels, *widths, kernel.out_channels]
+        stages = []
+        for i, (size, stride, dilation) in enumerate(
+            zip(self.kernel_sizes, self.strides, self.dilations, strict=True)
+        ):
+            groups = kernel.groups
+            if kernel.is_depthwise and channels[i] == channels[i + 1]:
+                groups = channels[i]
+            stages.append(StageShape(channels[i], channels[i + 1], size, stride, dilation, groups))
+        return Structure(tuple(stages), self.offset)
+
+    def widths(self, scale: float, taper: float = TAPER) -> tuple[int, ...]:
+        """Hidden widths between the channel counts at both ends, times ``scale``.
+
+        They grow geometrically from the end with fewer channels to the other, by as much as the
+        channels with a ``taper`` of 1, not at all with 0. None is below ``NARROWEST`` unless all
+        are.
+        """
+        kernel, count = self.kernel, len(self.kernel_sizes)
+        first = kernel.in_channels // kernel.groups
+        last = kernel.out_channels // kernel.groups
+        if kernel.is_depthwise:
+            return (max(1, round(scale)) * kernel.groups,) * (count - 1)
+        middle = math.sqrt(first * last)
+        widths = [
+            scale * middle * (last / first) ** (taper * (i / count - 0.5)) for i in range(1, count)
+        ]
+        least = min(NARROWEST, max(widths, default=1))
+        return tuple(max(1, round(max(width, least))) * kernel.groups for width in widths)
+
+    def ladder(self, most_macs: int, multiple: int = 1, taper: float = TAPER) -> list[Structure]:
+        """Structures of growing width, cheapest first, within a budget of multiplies.
+
+        Args:
+            most_macs: Multiplies per output pixel allowed.
+            multiple: Round widths above it to its multiples, for hardware that works in blocks.
+            taper: How much the widths follow the channel counts, see ``widths``.
+        """
+        groups = self.kernel.groups
+        rungs: list[Structure] = []
+        widths: tuple[int, ...] = ()
+        scale = 0.0
+        while True:
+            previous, scale = widths, scale * 1.02 + 1e-2
+            widths = self.widths(scale, taper)
+            if multiple > 1 and not self.kernel.is_depthwise:
+                widths = tuple(_round_up(w // groups, multiple) * groups for w in widths)
+            if widths == previous and widths:
+                continue
+            structure = self.structure(widths)
+            too_many = self.kernel.is_depthwise and rungs and _taps(structure) > MOST_TAPS
+            if structure.macs > most_macs or too_many:
+                return rungs
+            rungs.append(structure)
+            if not widths:
+                return rungs
+
+
+def _taps(structure: Structure) -> int:
+    """Unknowns of the chains of one channel."""
+    return sum(math.prod(stage.weight_shape) for stage in structure.stages) // structure.groups
+
+
+def _round_up(width: int, multiple: int) -> int:
+    """Next block size: powers of two below ``multiple``, its multiples above."""
+    if width >= multiple:
+        return -(-width // multiple) * multiple
+    return 1 << (width - 1).bit_length()
+
+
+def side_sizes(taps: int) -> tuple[int, ...]:
+    """Stage sizes whose composition has the given taps: threes, then a two for an even side."""
+    return (3,) * ((taps - 1) // 2) + ((2,) if taps % 2 == 0 else ())
+
+
+def stage_sizes(kernel_size: Pair) -> tuple[Pair, ...]:
+    """Sizes of the stages for a kernel; stages get shorter on a side that needs fewer of them."""
+    rows, cols = (side_sizes(k) for k in kernel_size)
+    return tuple(itertools.zip_longest(rows, cols, fillvalue=1)) or ((1, 1),)
+
+
+def families(kernel: ConvGeometry) -> list[Family]:
+    """Every family of 3x3 cascades worth trying for a kernel; none where nothing is shared."""
+    if not kernel.overlaps:
+        return []
+    return [*full(kernel), *cropped(kernel), *dilated(kernel), *pointwise(kernel)]
+
+
+def full(kernel: ConvGeometry, stages: int | None = None) -> Iterator[Family]:
+    """Undilated cascades of 3x3 stages, one for every placement of the stride.
+
+    Args:
+        kernel: The kernel.
+        stages: How many stages; None takes as many as the kernel's taps need, and fewer where an
+            early stride makes them reach as far.
+    """
+    natural = stage_sizes(kernel.kernel_size)
+    counts = range(1, len(natural) + 1) if stages is None else [stages]
+    for count in counts:
+        for strides in _stride_placements(kernel, count):
+            at_end = all(s == (1, 1) for s in strides[:-1])
+            if at_end and stages is None and count < len(natural):
+                continue
+            if at_end and count == len(natural):
+                yield _centred(kernel, natural, strides)
+                continue
+            sizes = tuple(
+                (3 if kernel.kernel_size[0] > 1 else 1, 3 if kernel.kernel_size[1] > 1 else 1)
+                for _ in range(count)
+            )
+            family = _centred(kernel, sizes, strides)
+            span = family.structure(family.widths(1)).span
+            reaches = all(
+                k <= s <= k + WIDEST for k, s in zip(kernel.kernel_size, span, strict=True)
+            )
+            if stages is not None or reaches:
+                yield family
+
+
+def cropped(kernel: ConvGeometry, rings: int = 1) -> Iterator[Family]:
+    """Cascades of the kernel without its outer rings."""
+    inner = tuple(max(k - 2 * rings, 1) for k in kernel.kernel_size)
+    sizes = stage_sizes((inner[0], inner[1]))
+    if max(inner) >= 3 and sizes != stage_sizes(kernel.kernel_size):
+        yield _centred(kernel, sizes, next(_stride_placements(kernel, len(sizes))))
+
+
+def dilated(kernel: ConvGeometry) -> Iterator[Family]:
+    """Cascades of fewer 3x3 stages that reach as far by dilation, without holes."""
+    height, width = kernel.kernel_size
+    if height != width or height % 2 == 0 or not 7 <= height <= LARGEST_DILATED:
+        return
+    natural = (height - 1) // 2
+    shortest = next(n for n in range(1, natural) if 3**n >= height)
+    for count in sorted({shortest, min(shortest + 1, natural - 1)}):
+        dilations = _dilations(natural, count)
+        if dilations is not None:
+            strides = next(_stride_placements(kernel, count))
+            yield Family(
+                kernel, ((3, 3),) * count, strides, tuple((d, d) for d in dilations), (0, 0)
+            )
+
+
+def pointwise(kernel: ConvGeometry) -> Iterator[Family]:
+    """Cascades that mix and drop channels by 1x1 first, for kernels that read many of them.
+
+    At equal multiplies and small widths that took 5 to 14 % off the calibrated error of a 5x5
+    64->32 layer of SRCNN.
+    """
+    sizes = ((1, 1), *stage_sizes(kernel.kernel_size))
+    if kernel.in_channels // kernel.groups >= FEWEST_MIXED:
+        yield _centred(kernel, sizes, next(_stride_placements(kernel, len(sizes))))
+
+
+def separable_pair(kernel: ConvGeometry) -> Iterator[Family]:
+    """The pair Kx1, 1xK (Jaderberg et al., 2014)."""
+    (height, width), (sy, sx) = kernel.kernel_size, kernel.stride
+    if min(height, width) > 1 and kernel.overlaps:
+        yield Family(
+            kernel, ((height, 1), (1, width)), ((sy, 1), (1, sx)), ((1, 1), (1, 1)), (0, 0)
+        )
+
+
+def _centred(kernel: ConvGeometry, sizes: tuple[Pair, ...], strides: tuple[Pair, ...]) -> Family:
+    """Place undilated stages so that the composed kernel and the kernel share their centre."""
+    family = Family(kernel, sizes, strides, ((1, 1),) * len(sizes))
+    span = family.structure(family.widths(1)).span
+    offset = tuple((k - s) // 2 for k, s in zip(kernel.kernel_size, span, strict=True))
+    return Family(kernel, sizes, strides, family.dilations, (offset[0], offset[1]))
+
+
+def _stride_placements(kernel: ConvGeometry, count: int) -> Iterator[tuple[Pair, ...]]:
+    """Ways to split the stride over the stages; all of it on the last stage comes first."""
+    ones = ((1, 1),) * (count - 1)
+    yield (*ones, kernel.stride)
+    (sy, sx) = kernel.stride
+    if sy != sx or sy == 1 or count > MOST_STRIDED:
+        return
+    room = max(kernel.kernel_size) + WIDEST - 1
+    for split in _splits(sy, count, 1, room):
+        if split[-1] != sy:
+            yield tuple((s, s) for s in split)
+
+
+def _splits(step: int, count: int, density: int, room: int) -> Iterator[tuple[int, ...]]:
+    """Write a stride as a product over stages of three taps that together reach within a room.
+
+    Args:
+        step: The stride that is left.
+        count: Stages that are left.
+        density: Product of the strides before.
+        room: Pixels that are left from the first tap to the last.
+    """
+    room -= 2 * density
+    if room < 0:
+        return
+    if count == 1:
+        yield (step,)
+        return
+    for factor in range(1, min(step, room) + 1):
+        if step % factor == 0:
+            for rest in _splits(step // factor, count - 1, density * factor, room):
+                yield (factor, *rest)
+
+
+def _dilations(reach: int, count: int) -> tuple[int, ...] | None:
+    """Growing dilations that sum to ``reach`` and leave no holes, as even as possible."""
+
+    @functools.cache
+    def best(least: int, left: int, stages: int) -> tuple[int, tuple[int, ...]] | None:
+        """The least sum of squares of the stages that are left, and their dilations."""
+        if stages == 0:
+            return (0, ()) if left == 0 else None
+        found = []
+        for dilation in range(least, min(1 + 2 * (reach - left), left // stages) + 1):
+            rest = best(dilation, left - dilation, stages - 1)
+            if rest is not None:
+                found.append((rest[0] + dilation**2, (dilation, *rest[1])))
+        return min(found, default=None)
+
+    whole = best(1, reach, count)
+    return None if whole is None else whole[1]

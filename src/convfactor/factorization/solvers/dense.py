@@ -1,0 +1,190 @@
+"""Cascades of dense or grouped stages."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from convfactor.conv.cascade import Cascade, Structure
+from convfactor.factorization.budget import Budget
+from convfactor.factorization.solvers.composition import Composition, Layout
+from convfactor.factorization.solvers.descent import Descent
+from convfactor.factorization.solvers.embedding import embed
+from convfactor.factorization.solvers.lifted import drawn, lifted
+from convfactor.factorization.solvers.problem import Effort, Problem, Progress
+from convfactor.factorization.solvers.reduction import Reduction
+
+# Random starts are drawn while their evaluations together take less work than this; the lifted
+# start leads them at first even where it ends above, hence the long trial.
+_DRAWING = 9e7
+_DRAWS = 6
+_TRIAL = 50
+_LONG_TRIAL = 400
+_SOONEST = 100
+_EXACT = 1e-28
+
+
+@dataclass(frozen=True)
+class _Limits:
+    """How long to search.
+
+    Attributes:
+        work: Floating-point operations after which to stop.
+        least: Iterations allowed however large the problem.
+        most: Iterations allowed however small the problem.
+        window: Iterations over which progress is looked at.
+        settled: Relative decrease of the squared error over the window that ends the search.
+    """
+
+    work: float
+    least: int
+    most: int
+    window: int
+    settled: float
+
+
+_LIMITS = {
+    "draft": _Limits(work=3e10, least=60, most=300, window=50, settled=0.05),
+    "full": _Limits(work=1.25e11, least=200, most=4000, window=100, settled=0.0005),
+}
+
+
+def solve(
+    problem: Problem,
+    structure: Structure,
+    *,
+    starts: Sequence[Cascade] = (),
+    seed: int = 0,
+    ridge: float = 0.0,
+    effort: Effort = "full",
+    progress: Progress | None = None,
+    budget: Budget | None = None,
+) -> Cascade:
+    """Find the best weights for a structure.
+
+    The lifted split of the target, the given starts and, where they cost little, random ones
+    descend together for a while, all stages at once; the best of each group goes on. On large
+    kernels the lifted split has always won.
+
+    Args:
+        problem: Target kernel and metric.
+        structure: The structure to fill, all its stages with the problem's groups.
+        starts: Cascades of this structure or a smaller one to start from as well; the result is
+            at least as good as the best of them.
+        seed: Seed of what is drawn.
+        ridge: White noise added to the input, relative to its mean power: it keeps the composed
+            kernel near the target where the covariance does not say.
+        effort: "draft" for an answer good enough to search with, "full" for the best one.
+        progress: Called with the share of the work done and the relative error reached.
+        budget: Time to stop after, with the best so far; None for no end.
+
+    Returns:
+        A balanced float64 cascade of the structure.
+
+    Raises:
+        ValueError: ``structure`` or a start does not fit the problem.
+    """
+    if any(stage.groups != problem.groups for stage in structure.stages):
+        raise ValueError(
+            f"structure must have {problem.groups} groups in every stage, as the problem has, "
+            f"got {[stage.groups for stage in structure.stages]}"
+        )
+    layout, reduction = Layout.of(structure), Reduction.of(problem, structure, ridge)
+    generator = torch.Generator().manual_seed(seed)
+    given = [_scaled(embed(start, structure, seed), layout, reduction) for start in starts]
+    # White noise does not tell a kernel from its transpose, so both get the same, cheaper, answer.
+    turned = reduction.covariance is None and layout.channels[0] > layout.channels[-1]
+    if turned:
+        given = [layout.transpose(flat) for flat in given]
+        reduction = reduction.transposed(layout.channels[0])
+        layout = layout.transposed
+    budget = Budget() if budget is None else budget
+    flats = [lifted(layout, reduction.target, generator, budget)]
+    draws = min(int(_DRAWING / _work(layout, reduction)), _DRAWS)
+    flats.append(drawn(layout, draws * problem.groups, generator).to(flats[0].device))
+    flats = [_refit(layout, reduction, torch.cat(flats)), *given]
+    trial = _LONG_TRIAL if draws else _TRIAL
+    descent = Descent(layout, reduction, torch.cat(flats))
+    flat = _descend(descent, trial, _limits(effort, layout, reduction), progress, budget)
+    if turned:
+        flat, layout = layout.transpose(flat), layout.transposed
+    weights = layout.split(flat)
+    weights[-1] = weights[-1] * reduction.scale[:, None, None]
+    return structure.cascade([weight.flatten(0, 1) for weight in weights]).balanced()
+
+
+def _scaled(flat: Tensor, layout: Layout, reduction: Reduction) -> Tensor:
+    """Divide a start's last stage by the target's scale."""
+    scale = torch.where(reduction.scale > 0, reduction.scale, 1.0)[:, None]
+    flat = flat.to(scale.device)
+    last = layout.counts[-1]
+    return torch.cat([flat[:, :-last], flat[:, -last:] / scale], 1)
+
+
+def _refit(layout: Layout, reduction: Reduction, flat: Tensor) -> Tensor:
+    """Solve for the last stage, the others held fixed: least squares with one Gram matrix."""
+    inputs = Composition(layout, flat).last_inputs
+    weighed = reduction.weigh(inputs)
+    gram = weighed @ inputs.mT
+    mean = gram.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
+    gram = gram / torch.where(mean > 0, mean, 1.0)
+    right = weighed @ reduction.repeated(len(flat)).mT / torch.where(mean > 0, mean, 1.0)
+    eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    factor = torch.linalg.cholesky(gram + 1e-10 * eye)
+    last = torch.cholesky_solve(right, factor)
+    last = last + torch.cholesky_solve(right - gram @ last, factor)
+    return torch.cat([flat[:, : -layout.counts[-1]], last.mT.flatten(1)], 1)
+
+
+def _descend(
+    descent: Descent, trial: int, limits: _Limits, progress: Progress | None, budget: Budget
+) -> Tensor:
+    """Descend from several starts, after a trial only from each group's best."""
+    groups = descent.groups
+    history: list[Tensor] = []
+    for iteration in range(limits.most):
+        if budget.used_up():
+            break
+        if iteration == trial:
+            descent.keep(_best(descent.loss, groups))
+            history.clear()
+        descent.step()
+        history.append(descent.loss.view(-1, groups).mean(1))
+        lowest = float(descent.loss.view(-1, groups).amin(0).mean())
+        if progress and iteration % 10 == 9:
+            progress((iteration + 1) / limits.most, math.sqrt(lowest))
+        if lowest < _EXACT:
+            break
+        # A start that still comes down may end below the one that leads.
+        now, earlier = history[-1], history[-1 - limits.window :][0]
+        settled = now > (1 - limits.settled) * earlier
+        if iteration >= _SOONEST and len(history) > limits.window and bool(settled.all()):
+            break
+    return descent.flat[_best(descent.loss, groups)]
+
+
+def _limits(effort: Effort, layout: Layout, reduction: Reduction) -> _Limits:
+    """How long to search for a problem of a size."""
+    limits = _LIMITS[effort]
+    allowed = limits.work / _work(layout, reduction)
+    return replace(limits, most=round(min(max(allowed, limits.least), limits.most)))
+
+
+def _best(loss: Tensor, groups: int) -> Tensor:
+    """Rows of the best start of each group."""
+    best = loss.view(-1, groups).argmin(0)
+    return best * groups + torch.arange(groups, device=best.device)
+
+
+def _work(layout: Layout, reduction: Reduction) -> float:
+    """Estimate the floating-point operations of an evaluation, calls and memory counted as such."""
+    total = 0.0
+    for (outputs, inputs), span in zip(layout.shapes[1:], layout.spans[2:], strict=True):
+        total += 6 * outputs * inputs * layout.channels[0] * math.prod(span)
+    if reduction.covariance is not None:
+        total += max(2 * layout.channels[-1], 24) * reduction.covariance.shape[-1] ** 2
+    return 1.5e7 * layout.stages + total * len(reduction.target)

@@ -1,0 +1,95 @@
+"""How large a solve is, known before anything is allocated."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from convfactor.conv.cascade import Structure
+from convfactor.conv.geometry import Pair
+
+_DOUBLE = 8
+# Measured on one core: multiplies of matrices, and values that are copied and rearranged.
+_MULTIPLIES_PER_SECOND = 1e10
+_SECONDS_PER_VALUE = 2.5e-8
+# In multiplies, for the roots of a separable term, per square of the number of stages.
+_SPLIT = 4e5
+
+
+@dataclass(frozen=True)
+class Size:
+    """Rough cost of the first look at a structure; every further step takes no more.
+
+    Attributes:
+        memory: Bytes.
+        seconds: On one core.
+    """
+
+    memory: float
+    seconds: float
+
+    @classmethod
+    def of(
+        cls, structure: Structure, window: Pair, dense_metric: bool = False, starts: int = 1
+    ) -> Size:
+        """Estimate.
+
+        Args:
+            structure: What is to be solved for.
+            window: Taps (vertical, horizontal) that the target and the structure lie on.
+            dense_metric: Whether the metric is written out as a matrix over all taps.
+            starts: Starts whose composed kernels are all held at once, after every stage.
+        """
+        groups, stages = structure.groups, structure.stages
+        inputs, outputs = stages[0].in_channels // groups, stages[-1].out_channels // groups
+        pixels = math.prod(window)
+        values = 4.0 * groups * outputs * inputs * pixels
+        if starts > 1:
+            values *= starts * len(stages)
+        work = 0.0
+        if dense_metric:
+            values += 3.0 * groups * (inputs * pixels) ** 2
+            work += 4.0 * groups * (inputs * pixels) ** 3
+        if inputs == 1 and all(stage.groups == stage.in_channels for stage in stages[1:-1]):
+            own = _chains(structure, pixels)
+        else:
+            own = _stages(structure, window, dense_metric)
+        held, moved, multiplied = own
+        seconds = (work + multiplied) / _MULTIPLIES_PER_SECOND
+        seconds += (values + moved) * _SECONDS_PER_VALUE
+        return cls((values + held) * _DOUBLE, seconds)
+
+
+def _chains(structure: Structure, pixels: int) -> tuple[float, float, float]:
+    """Values held at once, values moved, and multiplies of one step of all chains."""
+    stages = structure.stages
+    outputs = stages[-1].out_channels
+    branches = max(1, stages[0].out_channels // outputs)
+    taps = branches * sum(math.prod(stage.kernel_size) for stage in stages)
+    steps = 1.0 * outputs * taps * pixels
+    split = _SPLIT * outputs * branches * len(stages) ** 2
+    return 3.0 * taps * pixels, steps, steps * taps + split
+
+
+def _stages(structure: Structure, window: Pair, dense_metric: bool) -> tuple[float, float, float]:
+    """The same for the lifted start and the preconditioner of stages that mix channels."""
+    groups, (height, width) = structure.groups, window
+    last = structure.stages[-1].out_channels // groups
+    frequencies = (2 * height - 1) * width
+    held = moved = work = 0.0
+    for index, (stage, (y, x)) in enumerate(zip(structure.stages, structure.steps, strict=True)):
+        inputs, outputs = stage.in_channels // groups, stage.out_channels // groups
+        rows, cols = stage.kernel_size
+        height -= (rows - 1) * stage.dilation[0] * y
+        width -= (cols - 1) * stage.dilation[1] * x
+        lifted = 1.0 * last * height * width * inputs * rows * cols
+        work += 4 * lifted * outputs
+        if index == 0 and not dense_metric:
+            inputs = 1  # all channels of white noise are alike
+        read = inputs * rows * cols
+        blocks = frequencies * (read * inputs + inputs * outputs + outputs**2)
+        inverses = 3.0 * read * outputs**2
+        held = max(held, 4.0 * (lifted + blocks)) + inverses
+        moved += 4.0 * (lifted + blocks) + inverses
+        work += 4.0 * read**3 + 0.4 * read * outputs**3
+    return groups * held, groups * moved, groups * work

@@ -1,0 +1,199 @@
+"""Preconditioner of the composed kernel's Gauss-Newton matrix, from stationary statistics."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from convfactor.conv.geometry import Pair
+from convfactor.factorization.solvers.composition import Composition, Layout
+
+_FLOOR = 1e-9
+
+
+class Spectrum:
+    """Frequencies at which kernels of one window are looked at, and the input's power there.
+
+    Stationary input with the mean covariance over all pairs of taps at one distance (Bartlett's
+    estimate, so that no power is negative). White noise is represented exactly.
+
+    Args:
+        covariance: Float64 (groups, in*H*W, in*H*W), or None for white noise.
+        channels: Number of input channels of a group.
+        window: (H, W).
+        device: Where to compute.
+    """
+
+    def __init__(
+        self, covariance: Tensor | None, channels: int, window: Pair, device: torch.device
+    ) -> None:
+        """Transform the covariance."""
+        height, width = window
+        rows, cols = 2 * height - 1, 2 * width - 1
+        dtype = torch.float64
+        vertical = 2 * math.pi / rows * torch.arange(rows, dtype=dtype, device=device)
+        horizontal = 2 * math.pi / cols * torch.arange(width, dtype=dtype, device=device)
+        self.vertical = vertical.repeat_interleave(width)
+        self.horizontal = horizontal.repeat(rows)
+        share = torch.full((rows, width), 2 / (rows * cols), dtype=dtype, device=device)
+        share[:, 0] /= 2
+        self.share = share.flatten()
+        self.power: Tensor | None = None
+        if covariance is not None:
+            lags = _lags(covariance, channels, window)
+            power = torch.fft.rfft2(lags).conj().flatten(-2).permute(0, 3, 1, 2)
+            self.power = (power + power.mH) / 2
+
+    def phases(self, layout: Layout, stage: int) -> Tensor:
+        """Phase (frequencies, kH * kW) of each tap of a stage."""
+        (rows, cols), (y, x) = layout.kernel_sizes[stage], layout.spacings[stage]
+        down = y * torch.arange(rows, dtype=torch.float64, device=self.share.device)[:, None]
+        across = x * torch.arange(cols, dtype=torch.float64, device=self.share.device)
+        angle = (
+            self.vertical[:, None, None] * down + self.horizontal[:, None, None] * across
+        ).flatten(1)
+        return torch.polar(torch.ones_like(angle), -angle)
+
+
+def _lags(covariance: Tensor, channels: int, window: Pair) -> Tensor:
+    """Mean covariance per distance, (groups, in, in, 2H-1, 2W-1), negative distances wrapped."""
+    height, width = window
+    taps = covariance.view(-1, channels, height, width, channels, height, width)
+    shape = (len(taps), channels, channels, 2 * height - 1, 2 * width - 1)
+    lags = covariance.new_zeros(shape)
+    for dy in range(height):
+        for dx in range(-width + 1, width):
+            first = taps[:, :, dy:, max(dx, 0) : width + min(dx, 0)]
+            pairs = first[..., : height - dy, max(-dx, 0) : width - max(dx, 0)]
+            diagonal = pairs.diagonal(dim1=2, dim2=5).diagonal(dim1=2, dim2=4)
+            mean = diagonal.sum((-1, -2)) / (height * width)
+            lags[..., dy, dx] = mean
+            lags[..., -dy, -dx] = mean.mT
+    return lags
+
+
+class Preconditioner:
+    """One block per stage: the other stages held fixed, its least squares nearly solved.
+
+    Stage ``i`` reads signals of spectrum ``P(w)`` (the input's, through the stages before) and is
+    seen through the gain ``Q(w)`` of the stages after, so its block is
+    ``sum_w Q(w) x (P(w) x e(w) e(w)*)``. In the eigenbasis of the mean over ``Q``'s trace the
+    second factor is nearly diagonal at every frequency, which leaves one small matrix over the
+    stage's outputs per eigenvector. Kronecker-factored curvature (Martens and Grosse 2015; George
+    et al. 2018) is the case of a single frequency.
+
+    Args:
+        point: Where the blocks are taken.
+        spectrum: The input's, with one group per group of the batch (starts before groups).
+        previous: Preconditioner of a point nearby, whose basis for the first stage is taken over:
+            what that stage reads is always the same, and it is the costly one.
+    """
+
+    def __init__(
+        self, point: Composition, spectrum: Spectrum, previous: Preconditioner | None = None
+    ) -> None:
+        """Build the blocks."""
+        layout = point.layout
+        self._layout = layout
+        share, size = spectrum.share, len(spectrum.share)
+        phases = [spectrum.phases(layout, stage) for stage in range(layout.stages)]
+        gains = []
+        for stage, weight in enumerate(point.weights):
+            taps = weight.unflatten(2, (layout.channels[stage], -1)).to(torch.complex128)
+            gains.append(torch.einsum("boiq,wq->bwoi", taps, phases[stage]))
+        batch = len(gains[0])
+        outer: list[Tensor | None] = [None]
+        for gain in gains[:0:-1]:
+            onward = gain if outer[-1] is None else outer[-1] @ gain
+            outer.append(gain.mH @ onward)
+        outer.reverse()
+        power: Tensor
+        if spectrum.power is None:
+            # All channels of white noise are alike, so the first stage needs one for them all.
+            self._copies = [layout.channels[0]] + [1] * (layout.stages - 1)
+            power = torch.ones(batch, size, 1, 1, dtype=torch.complex128, device=share.device)
+        else:
+            self._copies = [1] * layout.stages
+            power = spectrum.power.repeat(batch // len(spectrum.power), 1, 1, 1)
+        self._bases: list[Tensor] = []
+        self._inverses: list[Tensor] = []
+        self._strength: Tensor
+        for stage, (gain, phase, seen) in enumerate(zip(gains, phases, outer, strict=True)):
+            if seen is None:
+                values, basis = _basis(power, phase, share.expand(batch, size))
+                floor = _FLOOR * values[:, -1:] + torch.finfo(values.dtype).tiny
+                self._bases.append(basis)
+                self._inverses.append(1 / (values.clamp_min(0) + floor)[:, None])
+                break
+            if stage == 0 and previous is not None:
+                basis, strength = previous._bases[0], previous._strength
+            else:
+                weighting = share * seen.diagonal(dim1=-2, dim2=-1).real.sum(-1)
+                basis = _basis(power, phase, weighting)[1]
+                strength = _strength(basis, power, phase) * share[:, None]
+            if stage == 0:
+                self._strength = strength
+            outputs = layout.channels[stage + 1]
+            parts = torch.view_as_real(seen)[..., 0].reshape(batch, size, -1)
+            blocks = (strength.mT @ parts).unflatten(2, (outputs, outputs))
+            self._bases.append(basis)
+            self._inverses.append(_invert(blocks))
+            alike = stage == 0 and spectrum.power is None
+            power = gain @ gain.mH if alike else gain @ power @ gain.mH
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these rows of the batch only."""
+        self._bases = [basis[rows] for basis in self._bases]
+        self._inverses = [inverse[rows] for inverse in self._inverses]
+        if len(self._bases) > 1:
+            self._strength = self._strength[rows]
+
+    def __call__(self, flat: Tensor) -> Tensor:
+        """Apply to (batch, weights)."""
+        parts = []
+        blocks = zip(
+            self._layout.split(flat), self._bases, self._inverses, self._copies, strict=True
+        )
+        for part, basis, inverse, copies in blocks:
+            rows = part.unflatten(2, (copies, -1))
+            turned = (rows.flatten(1, 2) @ basis).view(rows.shape)
+            if inverse.ndim == 3:
+                turned = turned * inverse[:, None]
+            else:
+                columns = turned.permute(0, 3, 1, 2).contiguous()
+                turned = (inverse @ columns).permute(0, 2, 3, 1)
+            parts.append((turned.flatten(1, 2) @ basis.mT).flatten(1))
+        return torch.cat(parts, 1)
+
+
+def _basis(power: Tensor, phase: Tensor, weighting: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues and -vectors of the stage's mean input covariance, (batch, in * kH * kW)."""
+    channels, taps = power.shape[-1], phase.shape[1]
+    pairs = (phase[:, :, None] * phase[:, None, :].conj()).flatten(1)
+    weighted = (weighting[..., None, None] * power).flatten(2)
+    covariance = (weighted.mT @ pairs).real.unflatten(2, (taps, taps))
+    covariance = covariance.unflatten(1, (channels, channels)).transpose(2, 3)
+    covariance = covariance.flatten(3).flatten(1, 2)
+    values, basis = torch.linalg.eigh((covariance + covariance.mT) / 2)
+    return values, basis
+
+
+def _strength(basis: Tensor, power: Tensor, phase: Tensor) -> Tensor:
+    """Power along each basis vector at each frequency, (batch, frequencies, in * kH * kW)."""
+    taps = basis.unflatten(1, (power.shape[-1], -1)).to(torch.complex128)
+    response = torch.einsum("bmqk,wq->bwkm", taps, phase)
+    strength: Tensor = torch.linalg.vecdot(response, response @ power).real
+    return strength
+
+
+def _invert(blocks: Tensor) -> Tensor:
+    """Invert symmetric (batch, k, out, out), lifted just enough to be definite."""
+    outputs = blocks.shape[-1]
+    mean = blocks.diagonal(dim1=-2, dim2=-1).sum(-1) / outputs
+    floor = 1e-6 * mean + _FLOOR * mean.amax(1, keepdim=True) + torch.finfo(mean.dtype).tiny
+    eye = torch.eye(outputs, dtype=blocks.dtype, device=blocks.device)
+    lifted = (blocks + blocks.mT) / 2 + floor[..., None, None] * eye
+    inverse: Tensor = torch.linalg.inv_ex(lifted).inverse
+    return inverse

@@ -1,0 +1,111 @@
+"""See every convolution that a model runs, modules and functional calls, as it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from convfactor.conv.calls import ConvCall, read_call
+from convfactor.conv.layer import CascadeConv2d
+from convfactor.conv.weights import ComposedWeight
+from convfactor.model.sites import Site, is_convolution
+
+OnCall = Callable[[Site, Tensor], None]
+
+
+@contextmanager
+def watch(model: nn.Module, sites: Iterable[Site], on_call: OnCall) -> Iterator[None]:
+    """Call ``on_call(site, input)`` whenever one of the sites is run, before it is."""
+    with Watcher(model, list(sites), on_call).watching():
+        yield
+
+
+class Watcher(TorchFunctionMode):
+    """Sees modules through hooks and functional convolutions through the function mode."""
+
+    def __init__(self, model: nn.Module, sites: list[Site], on_call: OnCall) -> None:
+        """Set up a watcher.
+
+        Args:
+            model: The model; it is left as it was.
+            sites: What to watch.
+            on_call: Called with a site and its input before the site is run.
+        """
+        super().__init__()
+        self.model = model
+        self.sites = sites
+        self._on_call = on_call
+        self._stack: list[nn.Module] = []
+        self._modules = {
+            id(model.get_submodule(name)): site
+            for site in sites
+            if site.kind == "module"
+            for name in site.owners
+        }
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Watch what is run inside."""
+        with ExitStack() as hooks:
+            for module in self.model.modules():
+                if isinstance(module, torch.jit.ScriptModule):
+                    continue
+                hooks.callback(
+                    module.register_forward_pre_hook(self._enter, with_kwargs=True).remove
+                )
+                hooks.callback(module.register_forward_hook(self._leave, always_call=True).remove)
+            hooks.enter_context(self)
+            yield
+
+    @property
+    def inside(self) -> nn.Module:
+        """The module whose forward runs."""
+        return self._stack[-1] if self._stack else self.model
+
+    def functional(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> ConvCall | None:
+        """Read a convolution that is called as a function, and not by a module made for it."""
+        if is_convolution(self.inside) or isinstance(self.inside, CascadeConv2d):
+            return None
+        call = read_call(func, args, kwargs)
+        return None if call is None or isinstance(call.weight, ComposedWeight) else call
+
+    def site_of(self, call: ConvCall) -> Site | None:
+        """The site of a functional call."""
+        for site in self.sites:
+            same = site.weight is call.weight and site.geometry == call.geometry
+            if site.kind == "functional" and same:
+                return site
+        return None
+
+    def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._stack.append(module)
+        site = self._modules.get(id(module))
+        if site is not None:
+            x = args[0] if args else kwargs.get("input")
+            if isinstance(x, Tensor):
+                self._on_call(site, x)
+
+    def _leave(self, module: nn.Module, args: object, output: object) -> None:
+        self._stack.pop()
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Look at a call, then make it."""
+        kwargs = kwargs or {}
+        call = self.functional(func, args, kwargs)
+        site = None if call is None else self.site_of(call)
+        if call is not None and site is not None:
+            self._on_call(site, call.input)
+        return func(*args, **kwargs)

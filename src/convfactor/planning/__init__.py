@@ -1,0 +1,1 @@
+"""Decide for the layers of a model."""

@@ -1,0 +1,171 @@
+"""What a structure costs in place of a layer: measured seconds, or multiplies."""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from convfactor.conv.calls import convolution
+from convfactor.conv.cascade import Structure
+from convfactor.conv.geometry import ConvGeometry
+from convfactor.conv.layer import CascadeConv2d
+from convfactor.model.sites import InputShape
+from convfactor.planning.latency import FEWEST_ROUNDS, Timing, compare
+
+MemoryFormat = Literal["as given", "channels_last"]
+QUICK, CAREFUL = 0.12, 0.6
+QUICK_ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class Price:
+    """What a structure costs.
+
+    Attributes:
+        relative: Cost over the original's; below 1 is cheaper.
+        memory_format: The format that gives this cost.
+        before: Time of the original; None where nothing is timed.
+        after: Time of the structure.
+    """
+
+    relative: float
+    memory_format: MemoryFormat = "as given"
+    before: Timing | None = None
+    after: Timing | None = None
+
+
+class Pricing(Protocol):
+    """Prices structures for one layer."""
+
+    def quick(self, structure: Structure) -> Price:
+        """A price good enough to search with."""
+
+    def careful(self, structure: Structure) -> Price:
+        """A price to decide on."""
+
+
+@dataclass(frozen=True)
+class Multiplies:
+    """Counts multiplies; needs no clock and is deterministic."""
+
+    geometry: ConvGeometry
+
+    def quick(self, structure: Structure) -> Price:
+        """Multiplies relative to the original's."""
+        return Price(structure.macs / self.geometry.macs)
+
+    careful = quick
+
+
+class Stopwatch:
+    """Times a layer's structures, filled with random weights, on the shapes that it sees.
+
+    The original is timed in both memory formats and the faster one counts, on inputs that already
+    have it. A structure is timed on inputs of that same format, with the conversion that its own
+    format needs: the whole model is compared in both formats later, and runs in the better one.
+    """
+
+    def __init__(
+        self,
+        geometry: ConvGeometry,
+        shapes: Counter[InputShape],
+        dtype: torch.dtype,
+        device: torch.device,
+        known: dict[object, Price],
+    ) -> None:
+        """Prepare inputs.
+
+        Args:
+            geometry: The layer.
+            shapes: Its input shapes with their numbers of calls.
+            dtype: Dtype it runs in.
+            device: Device it runs on.
+            known: Prices already measured, shared between layers of one model.
+        """
+        self._geometry = geometry
+        self._dtype = dtype
+        self._device = device
+        self._known = known
+        self._key = (geometry, tuple(sorted(shapes.items(), key=repr)), dtype, device)
+        generator = torch.Generator().manual_seed(0)
+        self._weight = torch.randn(geometry.weight_shape, generator=generator).to(device, dtype)
+        self._inputs = []
+        for shape, calls in shapes.items():
+            x = torch.randn(shape.size, generator=generator).to(device, dtype)
+            self._inputs.append((x, calls))
+
+    def quick(self, structure: Structure) -> Price:
+        """Time a structure briefly, once, in both formats."""
+        key = (self._key, structure)
+        if key not in self._known:
+            self._known[key] = self._price(
+                structure, [self._better], ("as given", "channels_last"), QUICK, QUICK_ROUNDS
+            )
+        return self._known[key]
+
+    def careful(self, structure: Structure) -> Price:
+        """Time a structure at length in its better format."""
+        formats = (self.quick(structure).memory_format,)
+        return self._price(structure, [torch.contiguous_format, torch.channels_last], formats)
+
+    @functools.cached_property
+    def _better(self) -> torch.memory_format:
+        """The format in which the original is faster."""
+        formats = (torch.contiguous_format, torch.channels_last)
+        timings = compare([self._original(f) for f in formats], self._device, QUICK)
+        return formats[timings[0].median > timings[1].median]
+
+    def _price(
+        self,
+        structure: Structure,
+        originals: Sequence[torch.memory_format],
+        formats: Sequence[MemoryFormat],
+        seconds: float = CAREFUL,
+        rounds: int = FEWEST_ROUNDS,
+    ) -> Price:
+        """Compare the original in some formats with a structure in some."""
+        calls = [self._original(memory_format) for memory_format in originals]
+        weights = structure.random(dtype=self._dtype)
+        for name in formats:
+            memory_format = torch.channels_last if name == "channels_last" else None
+            layer = CascadeConv2d.from_weight(
+                self._weight, None, weights, self._geometry, memory_format
+            )
+            calls.append(self._layer(layer))
+        timings = compare(calls, self._device, seconds, rounds)
+        before = min(timings[: len(originals)], key=lambda t: t.median)
+        after, name = min(
+            zip(timings[len(originals) :], formats, strict=True), key=lambda pair: pair[0].median
+        )
+        return Price(after.median / before.median, name, before, after)
+
+    def _original(self, memory_format: torch.memory_format) -> Callable[[], object]:
+        """The original convolution on inputs of one format."""
+        weight = self._weight.to(memory_format=memory_format)  # also strides of one channel
+        inputs = self._in_format(memory_format)
+        return lambda: _run(lambda x: convolution(x, weight, None, self._geometry), inputs)
+
+    def _layer(self, layer: nn.Module) -> Callable[[], object]:
+        """A layer on inputs of the format in which the original is faster."""
+        inputs = self._in_format(self._better)
+        return lambda: _run(layer, inputs)
+
+    def _in_format(self, memory_format: torch.memory_format) -> list[tuple[Tensor, int]]:
+        """The inputs in a format, where they have one."""
+        return [
+            (x.to(memory_format=memory_format) if x.dim() == 4 else x, calls)
+            for x, calls in self._inputs
+        ]
+
+
+def _run(call: Callable[[Tensor], Tensor], inputs: Sequence[tuple[Tensor, int]]) -> None:
+    """Make all calls of one run of the model."""
+    for x, calls in inputs:
+        for _ in range(calls):
+            call(x)

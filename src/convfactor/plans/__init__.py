@@ -1,0 +1,1 @@
+"""Decisions as data, their files and their views."""

@@ -1,0 +1,318 @@
+"""A plan as one HTML page, with pictures of the kernels."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from convfactor.conv.cascade import Cascade, Stage
+from convfactor.conv.geometry import Pair
+from convfactor.plans import report
+
+if TYPE_CHECKING:
+    from convfactor.conv.geometry import ConvGeometry
+    from convfactor.plans.plan import Entry, Plan
+
+LEVELS = 16
+MOST_PAIRS = 4
+MOST_CELLS = 600  # of one kind of picture per layer, which keeps the page small
+LARGEST_CELL, SMALLEST_STAGE_CELL = 14, 11
+PICTURE_SIDE = 104
+
+# Blue for negative and orange for positive values, which colour-blind people tell apart; zero
+# takes the colour of the page, and both ends differ from it in lightness.
+LIGHT = ((8, 64, 129), (107, 167, 209), (244, 244, 241), (241, 155, 84), (146, 52, 3))
+DARK = ((176, 219, 255), (47, 122, 184), (38, 43, 50), (190, 98, 22), (255, 208, 150))
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A kernel as coloured cells.
+
+    Attributes:
+        title: What it is.
+        note: Its scale.
+        rows: Cells from top to bottom.
+        cols: Cells from left to right.
+        cell: Side of a cell in CSS pixels.
+        runs: Per colour the path through all cells that have it; the others are zero.
+    """
+
+    title: str
+    note: str
+    rows: int
+    cols: int
+    cell: float
+    runs: tuple[tuple[str, str], ...]
+
+    @classmethod
+    def draw(cls, title: str, note: str, kernel: Tensor, scale: float, cell: float) -> Picture:
+        """Colour the cells of a kernel.
+
+        Args:
+            title: What it is.
+            note: Its scale.
+            kernel: (rows, cols).
+            scale: Magnitude that gets the strongest colour.
+            cell: Side of a cell in CSS pixels.
+        """
+        paths: dict[str, str] = {}
+        levels = (kernel / (scale or 1.0) * LEVELS).round().clamp(-LEVELS, LEVELS).int().tolist()
+        for y, line in enumerate(levels):
+            x = 0
+            for level, same in itertools.groupby(line):
+                length = len(list(same))
+                if level:
+                    name = f"{'p' if level > 0 else 'n'}{abs(level)}"
+                    paths[name] = paths.get(name, "") + f"M{x} {y}.5h{length}"
+                x += length
+        rows, cols = kernel.shape
+        return cls(title, note, rows, cols, cell, tuple(paths.items()))
+
+
+@dataclass(frozen=True)
+class Channels:
+    """The kernel from one input channel to one output channel, and how the cascade makes it.
+
+    Attributes:
+        source: The input channel.
+        target: The output channel.
+        hidden: The hidden channels on the strongest way between them.
+        ways: How many ways there are.
+        stages: The stages' kernels on the strongest way.
+        composed: What the cascade makes of all ways.
+        original: What it stands in for; None where the model was not given.
+        error: Their difference.
+    """
+
+    source: int
+    target: int
+    hidden: tuple[int, ...]
+    ways: int
+    stages: list[Picture]
+    composed: Picture
+    original: Picture | None
+    error: Picture | None
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One entry of a plan, ready for the page.
+
+    Attributes:
+        number: From 1, in the order of the plan.
+        entry: The entry.
+        row: Its cells in the text report.
+        bars: Times before and after, in per cent of the longest of the page; None where untimed.
+        channels: Its strongest kernels.
+        bias_shift: Largest change of the bias; None where nothing is replaced by a cascade.
+    """
+
+    number: int
+    entry: Entry
+    row: report.Row
+    bars: tuple[float, float] | None
+    channels: list[Channels]
+    bias_shift: float | None
+
+
+def to_html(plan: Plan, originals: Mapping[int, Tensor]) -> str:
+    """Fill in the page.
+
+    Args:
+        plan: What to show.
+        originals: Original kernels, (C_out, C_in/groups, kH, kW), by index of the entry; may be
+            empty.
+    """
+    import jinja2  # slow to load, and only pages need it
+    from markupsafe import Markup
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("convfactor.plans"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["breakable"] = lambda name: Markup("<wbr>").join(
+        re.split(r"(?<=[._/])(?=.)", name)
+    )
+    environment.filters["spread"] = report.spread
+    environment.filters["size"] = lambda sizes: "x".join(map(str, sizes))
+    template = environment.get_template("report.html")
+    ramp = torch.linspace(-1, 1, 2 * LEVELS + 1)
+    return template.render(
+        plan=plan,
+        layers=_layers(plan, originals),
+        replaced=report.replaced(plan),
+        subjects=report.subjects(plan),
+        nothing=report.nothing(plan),
+        output_error=None if plan.whole is None else report.output_error(plan.whole),
+        isfinite=math.isfinite,
+        with_originals=bool(originals),
+        light=_colours(LIGHT),
+        dark=_colours(DARK),
+        ramp=Picture.draw("", "", ramp[None], 1.0, 8),
+    )
+
+
+def _layers(plan: Plan, originals: Mapping[int, Tensor]) -> list[Layer]:
+    """Prepare all entries."""
+    times = [t.median for e in plan.entries for t in (e.before, e.after) if t is not None]
+    layers = []
+    for i, entry in enumerate(plan.entries):
+        bars = None
+        if entry.before is not None and entry.after is not None:
+            scale = 100 / (max(times) or 1)
+            bars = scale * entry.before.median, scale * entry.after.median
+        channels: list[Channels] = []
+        shift = None
+        replacement = plan.replacements.get(i)
+        if replacement is not None and entry.geometry is not None:
+            channels = _strongest(replacement.cascade, entry.geometry, originals.get(i))
+            shift = float(replacement.bias_shift.abs().max())
+        layers.append(Layer(i + 1, entry, report.row(entry), bars, channels, shift))
+    return layers
+
+
+def _strongest(cascade: Cascade, geometry: ConvGeometry, original: Tensor | None) -> list[Channels]:
+    """The channel pairs with the largest kernels, of the original where it is known."""
+    stages = [replace(s, weight=s.weight.detach().cpu().double()) for s in cascade.stages]
+    cascade = replace(cascade, stages=tuple(stages))
+    (dy, dx), (y, x) = geometry.dilation, cascade.offset
+    composed = cascade.compose()[..., ::dy, ::dx]  # the taps alone, without the gaps
+    kernels = [_Kernels(composed, cascade.structure.groups, (y // dy, x // dx))]
+    if original is not None:
+        kernels.append(_Kernels(original.detach().cpu().double(), geometry.groups, (0, 0)))
+    kernels = _on_one_window(kernels)
+    rows, cols = kernels[0].weight.shape[2:]
+    cell = min(LARGEST_CELL, PICTURE_SIDE / max(rows, cols))
+    links = [_links(stage) for stage in cascade.stages]
+    found = []
+    for source, target in kernels[-1].strongest(min(MOST_PAIRS, 1 + MOST_CELLS // (rows * cols))):
+        pair = [kernel.between(source, target) for kernel in kernels]
+        scale = max(float(kernel.abs().max()) for kernel in pair)
+        note = f"±{scale:.2g}"
+        ways, channels = _strongest_way(links, source, target)
+        found.append(
+            Channels(
+                source,
+                target,
+                tuple(channels[1:-1]),
+                ways,
+                _stages(cascade, channels, max(cell, SMALLEST_STAGE_CELL)) if ways else [],
+                Picture.draw("composed", note, pair[0], scale, cell),
+                None if original is None else Picture.draw("original", note, pair[1], scale, cell),
+                None if original is None else _error(pair[0] - pair[1], scale, cell),
+            )
+        )
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class _Kernels:
+    """The kernels of a convolution, (C_out, C_in/groups, kH, kW), and where their corner is."""
+
+    weight: Tensor
+    groups: int
+    corner: Pair
+
+    def between(self, source: int, target: int) -> Tensor:
+        """The kernel between two channels, zero where the groups part them."""
+        out_channels, in_channels = self.weight.shape[:2]
+        index = source - target // (out_channels // self.groups) * in_channels
+        if 0 <= index < in_channels:
+            return self.weight[target, index]
+        return torch.zeros_like(self.weight[0, 0])
+
+    def strongest(self, count: int) -> list[Pair]:
+        """The (source, target) channels with the largest kernels."""
+        out_channels, in_channels = self.weight.shape[:2]
+        norms = self.weight.flatten(2).norm(dim=2).flatten()
+        chosen = norms.argsort(descending=True, stable=True)[:count].tolist()
+        pairs = []
+        for target, index in (divmod(i, in_channels) for i in chosen):
+            pairs.append((target // (out_channels // self.groups) * in_channels + index, target))
+        return pairs
+
+
+def _on_one_window(kernels: Sequence[_Kernels]) -> list[_Kernels]:
+    """Extend kernels with zeros to the smallest window that holds them all."""
+    corners = [kernel.corner for kernel in kernels]
+    ends = [
+        (y + kernel.weight.shape[2], x + kernel.weight.shape[3])
+        for kernel, (y, x) in zip(kernels, corners, strict=True)
+    ]
+    top, left = (min(sides) for sides in zip(*corners, strict=True))
+    bottom, right = (max(sides) for sides in zip(*ends, strict=True))
+    moved = []
+    for kernel, (y, x), (y_end, x_end) in zip(kernels, corners, ends, strict=True):
+        weight = F.pad(kernel.weight, (x - left, right - x_end, y - top, bottom - y_end))
+        moved.append(_Kernels(weight, kernel.groups, (top, left)))
+    return moved
+
+
+def _links(stage: Stage) -> Tensor:
+    """Norms of a stage's kernels, (C_out, C_in), zero between groups."""
+    norms = stage.weight.flatten(2).norm(dim=2)
+    links: Tensor = torch.block_diag(*norms.chunk(stage.groups))
+    return links
+
+
+def _strongest_way(links: Sequence[Tensor], source: int, target: int) -> tuple[int, list[int]]:
+    """How many ways lead from a channel to another, and the channels of the strongest one."""
+    ways = torch.zeros(links[0].shape[1], dtype=torch.float64)
+    ways[source] = 1
+    strength = ways
+    origins = []
+    for link in links:
+        ways = (link > 0).double() @ ways
+        strength, origin = (link * strength).max(dim=1)
+        origins.append(origin)
+    channels = [target]
+    for origin in reversed(origins):
+        channels.append(int(origin[channels[-1]]))
+    return int(ways[target]), channels[::-1]
+
+
+def _stages(cascade: Cascade, channels: Sequence[int], cell: float) -> list[Picture]:
+    """The stages' kernels along a way."""
+    pictures = []
+    pairs = zip(cascade.stages, itertools.pairwise(channels), strict=True)
+    for i, (stage, (source, target)) in enumerate(pairs):
+        kernel = _Kernels(stage.weight, stage.groups, (0, 0)).between(source, target)
+        scale = float(kernel.abs().max())
+        pictures.append(Picture.draw(f"stage {i + 1}", f"±{scale:.2g}", kernel, scale, cell))
+    return pictures
+
+
+def _error(error: Tensor, scale: float, cell: float) -> Picture:
+    """Draw an error, magnified so that it can be seen."""
+    largest = float(error.abs().max())
+    if largest == 0:
+        return Picture.draw("error", "none", error, scale, cell)
+    ratio = max(scale / largest, 1.0)
+    power = 10 ** math.floor(math.log10(ratio))
+    factor = next(step * power for step in (5, 2, 1) if step * power <= ratio)
+    title = "error" if factor == 1 else f"error x{factor:.5g}"
+    return Picture.draw(title, f"up to {largest:.2g}", error * factor, scale, cell)
+
+
+def _colours(anchors: Sequence[tuple[int, int, int]]) -> dict[str, str]:
+    """Colours of the levels, between anchors at equal distances."""
+    stops = torch.tensor(anchors, dtype=torch.float64).T[None]
+    size = 2 * LEVELS + 1
+    ramp = F.interpolate(stops, size=size, mode="linear", align_corners=True)[0].T.round().int()
+    names = [f"{'p' if n > 0 else 'n'}{abs(n)}" for n in range(-LEVELS, LEVELS + 1)]
+    names[LEVELS] = "zero"
+    return {
+        name: "#" + bytes(colour).hex() for name, colour in zip(names, ramp.tolist(), strict=True)
+    }

@@ -1,0 +1,86 @@
+"""The two files of a plan: together one or the other version, whenever a run is interrupted."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors.torch import load, save
+from torch import Tensor
+
+from convfactor.model.digests import digest
+from convfactor.plans.records import LARGEST
+
+PLAN_FILE, WEIGHTS_FILE = "plan.json", "cascades.safetensors"
+
+
+def write(folder: Path, text: str, tensors: Mapping[str, Tensor], sha256: str) -> None:
+    """Replace a plan.
+
+    The new tensors lie beside the old ones, under a name of their own, until the record that asks
+    for them has taken the place of the old one.
+
+    Args:
+        folder: Made if it does not exist.
+        text: The record.
+        tensors: Its tensors.
+        sha256: Their digest, which the record holds.
+
+    Raises:
+        OSError: The disk is full, or may not be written; the older plan stays whole.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    fresh = folder / _name(sha256)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        record, weights = Path(scratch) / PLAN_FILE, Path(scratch) / WEIGHTS_FILE
+        record.write_text(text, encoding="utf-8")
+        weights.write_bytes(save(dict(tensors)))  # save_file would raise an error of its own
+        os.replace(weights, fresh)
+        os.replace(record, folder / PLAN_FILE)
+    os.replace(fresh, folder / WEIGHTS_FILE)
+    for left in folder.glob(_name("[0-9a-f]" * 64)):
+        left.unlink()
+
+
+def read_record(folder: Path) -> str:
+    """Read the record.
+
+    Raises:
+        FileNotFoundError: There is none, or nothing beside it.
+        ValueError: It is too large, or not a text.
+    """
+    path = folder / PLAN_FILE
+    if not (path.is_file() and _weights(folder, "[0-9a-f]" * 64)):
+        raise FileNotFoundError(f"folder must hold {PLAN_FILE} and {WEIGHTS_FILE}: {folder}")
+    if path.stat().st_size > LARGEST:
+        raise ValueError(f"{PLAN_FILE} has more than {LARGEST} bytes")
+    return path.read_text(encoding="utf-8")
+
+
+def read_tensors(folder: Path, sha256: str) -> dict[str, Tensor]:
+    """Read the tensors that belong to a record.
+
+    Raises:
+        ValueError: They are damaged, or those of another plan.
+    """
+    for path in _weights(folder, sha256):
+        data = path.read_bytes()
+        if int.from_bytes(data[:8], "little") > LARGEST:
+            raise ValueError(f"{path.name} has a header of more than {LARGEST} bytes")
+        tensors: dict[str, Tensor] = load(data)
+        if digest(tensors) == sha256:
+            return tensors
+    raise ValueError(f"{WEIGHTS_FILE} does not hold the tensors that were saved with {PLAN_FILE}")
+
+
+def _weights(folder: Path, sha256: str) -> list[Path]:
+    """The files of tensors: the usual one, and one that an interrupted run left."""
+    paths = (folder / WEIGHTS_FILE, *folder.glob(_name(sha256)))
+    return [path for path in paths if path.is_file()]
+
+
+def _name(sha256: str) -> str:
+    """Name of tensors that wait for their record."""
+    return f"cascades.{sha256}.safetensors"

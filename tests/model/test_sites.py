@@ -1,0 +1,371 @@
+from __future__ import annotations
+
+import re
+from collections import Counter
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny import Functional, Untraceable, conv, images
+from torch import nn
+from torch.nn.utils import parametrizations, weight_norm
+
+from convfactor.conv.layer import CascadeConv2d
+from convfactor.model.finding import find
+from convfactor.model.inputs import ModelInputs
+from convfactor.model.sites import InputShape
+from convfactor.model.watching import watch
+
+
+def look(model: nn.Module, inputs=None, **options):
+    return find(model, ModelInputs.read(images() if inputs is None else inputs), **options)
+
+
+def only(model: nn.Module, inputs=None, **options):
+    (site,) = look(model, inputs, **options)
+    return site
+
+
+class Apply(nn.Module):
+    """Runs a function of (module, input) as its forward."""
+
+    def __init__(self, forward, **children) -> None:
+        super().__init__()
+        self.run = forward
+        for name, child in children.items():
+            setattr(self, name, child)
+
+    def forward(self, x):
+        return self.run(self, x)
+
+
+def test_a_module():
+    model = nn.Sequential(nn.Conv2d(2, 2, 3, padding=1), nn.Sequential(conv()))
+    site = only(model)
+    assert (site.name, site.kind, site.owners) == ("1.0", "module", ("1.0",))
+    assert site.weight is model[1][0].weight
+    assert site.weight_name == "1.0.weight"
+    assert site.obstacle is None
+    assert site.shapes == Counter({InputShape((1, 2, 12, 12), False): 1})
+
+
+def test_the_root_itself():
+    site = only(conv())
+    assert (site.name, site.owners, site.weight_name) == ("Conv2d", ("",), "weight")
+
+
+@pytest.mark.parametrize("name", ["", "deep.inner"])
+def test_a_functional_call(name):
+    model: nn.Module = Functional()
+    for part in reversed([part for part in name.split(".") if part]):
+        model = nn.ModuleDict({part: model})
+        model.forward = lambda x, child=model[part]: child(x)
+    site = only(model)
+    assert (site.kind, site.owners) == ("functional", (name,))
+    assert site.weight_name == f"{name}.kernel".lstrip(".")
+    assert site.geometry.padding == (2, 2, 2, 2)
+    assert site.bias is model.get_submodule(name).shift
+
+
+def test_a_functional_call_with_a_buffer_and_keywords():
+    class Filter(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("taps", torch.ones(2, 1, 7, 5))
+
+        def forward(self, x):
+            return F.conv2d(groups=2, weight=self.taps, input=x, stride=(2, 1), padding="valid")
+
+    site = only(Filter())
+    assert (site.name, site.geometry.groups, site.geometry.stride) == ("taps", 2, (2, 1))
+    assert site.bias is None
+
+
+def test_two_shapes_of_one_module_are_counted():
+    model = Apply(lambda m, x: m.conv(x).sum() + m.conv(m.conv(x)[..., :9]).sum(), conv=conv())
+    site = only(model, images().contiguous(memory_format=torch.channels_last))
+    assert sum(site.shapes.values()) == 3
+    assert site.shapes[InputShape((1, 2, 12, 12), True)] == 2
+
+
+def test_one_module_under_two_names_is_one_site():
+    layer = conv()
+    site = only(Apply(lambda m, x: m.a(m.b(x)), a=layer, b=layer))
+    assert site.owners == ("a", "b")
+    assert sum(site.shapes.values()) == 2
+
+
+def test_one_functional_module_under_two_names_is_one_site():
+    layer = Functional()
+    site = only(Apply(lambda m, x: m.a(m.b(x)), a=layer, b=layer))
+    assert site.owners == ("a", "b")
+
+
+def test_tied_weights_are_one_site_if_all_else_is_equal():
+    first, second, wider = conv(), conv(), conv(padding=1)
+    second.weight, second.bias = first.weight, first.bias
+    wider.weight, wider.bias = first.weight, first.bias
+    sites = look(nn.Sequential(first, second, wider))
+    assert [site.owners for site in sites] == [("0", "1"), ("2",)]
+
+
+class Flipped(nn.Conv2d):
+    def forward(self, x):
+        return super().forward(x.flip(-1))
+
+
+def hooked():
+    layer = conv()
+    layer.register_forward_pre_hook(lambda module, args: (args[0] + 1,))
+    return layer
+
+
+def patched():
+    layer = conv()
+    layer.forward = lambda x: F.relu(x)
+    return layer
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda: parametrizations.weight_norm(conv()), "parametrized"),
+        (lambda: parametrizations.spectral_norm(conv()), "parametrized"),
+        (hooked, "hooks"),
+        (patched, "forward was replaced"),
+        (lambda: Flipped(2, 2, 5), "subclass.*Flipped"),
+        (lambda: nn.ConvTranspose2d(2, 2, 5), "transposed"),
+        (lambda: nn.LazyConv2d(2, 5), "lazy"),
+        (lambda: torch.jit.script(conv()), "TorchScript"),
+        (lambda: torch.jit.script(nn.Sequential(conv())), "TorchScript"),
+    ],
+)
+def test_what_a_cascade_can_not_stand_in_for_is_kept(make, reason):
+    site = only(nn.Sequential(make()))
+    torch.testing.assert_close(site.weight.shape, torch.Size([2, 2, 5, 5]))
+    assert site.obstacle is not None
+    assert re.search(reason, site.obstacle)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+def test_old_weight_norm_is_kept():
+    assert "hooks" in only(nn.Sequential(weight_norm(conv()))).obstacle
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Conv1d(2, 2, 5), (1, 2, 12)),
+        (nn.Conv3d(2, 2, 5), (1, 2, 6, 6, 6)),
+        (nn.ConvTranspose1d(2, 2, 5), (1, 2, 12)),
+        (nn.ConvTranspose3d(2, 2, 5), (1, 2, 6, 6, 6)),
+    ],
+)
+def test_other_dimensions_are_listed_as_kept(layer, shape):
+    site = only(nn.Sequential(layer), torch.zeros(shape))
+    assert site.geometry is None
+    assert "transposed" in site.obstacle or "2-D" in site.obstacle
+
+
+@pytest.mark.filterwarnings("ignore:Complex modules:UserWarning")
+def test_double_and_complex():
+    assert only(conv().double(), images().double()).obstacle is None
+    assert "complex64" in only(conv().to(torch.complex64), images().to(torch.complex64)).obstacle
+    model = Functional().to(torch.complex64)
+    assert "complex64" in only(model, images().to(torch.complex64)).obstacle
+
+
+def test_control_flow_containers_and_keywords():
+    model = Apply(
+        lambda m, x: m.parts["b"](input=m.parts["a"](x)) if x.sum() > 0 else x,
+        parts=nn.ModuleDict({"a": conv(), "b": conv(seed=1)}),
+        rest=nn.ModuleList([conv(seed=2)]),
+    )
+    sites = look(model)
+    assert [site.name for site in sites] == ["parts.a", "parts.b", "rest.0"]
+    assert [site.obstacle for site in sites[:2]] == [None, None]
+    assert sites[2].obstacle == "not called with the example inputs"
+
+
+def test_the_order_is_that_of_the_calls():
+    model = Apply(
+        lambda m, x: m.first(m.own(m.last(x))), first=conv(), own=Functional(), last=conv()
+    )
+    assert [site.name for site in look(model)] == ["last", "own.kernel", "first"]
+
+
+def test_a_computed_weight_is_kept_and_listed_once():
+    def run(module, x):
+        for _ in range(3):
+            x = F.conv2d(x, torch.ones(2, 2, 5, 5) / 50, padding=2)
+        return x
+
+    site = only(Apply(run))
+    assert site.name == "computed"
+    assert "computed" in site.obstacle
+
+
+def test_hooks_do_not_mind_a_functional_call_whose_forward_stays():
+    model = Functional()
+    model.register_forward_hook(lambda module, args, output: output + 1)
+    assert only(model).obstacle is None
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda m, x: F.conv_transpose2d(x, m.conv.weight, padding=2),
+        lambda m, x: x * m.conv.bias.sum(),
+        lambda m, x: torch.cat([x.flatten(), m.conv.weight.flatten()]),
+    ],
+)
+def test_a_layer_whose_weight_is_read_elsewhere_is_kept(use):
+    model = Apply(lambda m, x: use(m, m.conv(x)), conv=conv())
+    assert "used outside it, in the model" in look(model)[0].obstacle
+
+
+@pytest.mark.parametrize("read", ["dtype", "device", "shape", "requires_grad", "ndim"])
+@pytest.mark.parametrize("make", [conv, Functional])
+def test_asking_about_a_weight_is_no_use(read, make):
+    def run(model, x):
+        assert getattr(next(model.parameters()), read) is not None
+        return model.conv(x)
+
+    assert only(Apply(run, conv=make())).obstacle is None
+
+
+@pytest.mark.parametrize("read", ["data", "mT", "sum", "detach"])
+def test_reading_the_values_of_a_weight_is_one(read):
+    def run(model, x):
+        weight = model.conv.kernel
+        if read in ("sum", "detach"):
+            return model.conv(x) + getattr(weight, read)().mean()
+        return model.conv(x) + (weight.data.sum() if read == "data" else weight.mT.sum())
+
+    assert "also used outside it" in only(Apply(run, conv=Functional())).obstacle
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x, w, b: torch.conv2d(x, w, b, padding=2),
+        lambda x, w, b: torch.conv2d(x, w, b, padding="same"),
+        lambda x, w, b: torch.convolution(x, w, b, (1, 1), (2, 2), (1, 1), False, (0, 0), 1),
+        lambda x, w, b: torch.ops.aten.conv2d(x, w, b, padding=[2, 2]),
+        lambda x, w, b: torch.ops.aten.conv2d.default(x, w, b, [1, 1], [2, 2]),
+        lambda x, w, b: torch.ops.aten.conv2d.padding(x, w, b, padding="same"),
+        lambda x, w, b: torch.ops.aten.convolution(
+            x, w, b, [1, 1], [2, 2], [1, 1], False, [0, 0], 1
+        ),
+    ],
+)
+def test_every_way_to_call_a_convolution_is_seen(call):
+    def run(model, x):
+        return call(x, model.own.kernel, model.own.shift)
+
+    site = only(Apply(run, own=Functional()))
+    assert (site.name, site.kind, site.obstacle) == ("own.kernel", "functional", None)
+    assert site.geometry.padding == (2, 2, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("call", "reason"),
+    [
+        (lambda x, w: F.conv_transpose2d(x, w, padding=2), "transposed"),
+        (lambda x, w: torch.ops.aten.conv_transpose2d.input(x, w), "transposed"),
+        (lambda x, w: F.conv1d(x[:, :, 0], w[:, :, 0]), "not a 2-D"),
+        (lambda x, w: torch.mkldnn_convolution(x, w, None, [2, 2], [1, 1], [1, 1], 1), "F.conv2d"),
+        (
+            lambda x, w: torch.convolution(x, w, None, (1, 1), (2, 2), (1, 1), True, (0, 0), 1),
+            "transposed",
+        ),
+    ],
+)
+def test_convolutions_that_no_cascade_stands_in_for_are_named(call, reason):
+    model = Apply(lambda m, x: call(x, m.own.kernel), own=Functional())
+    assert reason in only(model).obstacle
+
+
+def test_a_weight_in_a_container_is_kept():
+    model = nn.Sequential(nn.ReLU())
+    model.kernel = nn.Parameter(conv().weight.detach())
+    owner = Apply(lambda m, x: F.conv2d(m.part(x), m.part.kernel), part=model)
+    assert "belongs to a Sequential" in only(owner).obstacle
+
+
+def test_a_layer_in_a_plain_list_is_named():
+    model = Apply(lambda m, x: m.layers[0](x))
+    model.layers = [conv()]
+    assert "plain list" in only(model).obstacle
+
+
+def test_stages_of_a_cascade_are_not_sites():
+    from convfactor import Stage
+    from convfactor.conv.cascade import Cascade
+
+    layer = conv()
+    stages = (Stage(torch.ones(1, 2, 5, 1)), Stage(torch.ones(2, 1, 1, 5)))
+    assert look(nn.Sequential(CascadeConv2d.from_conv(layer, Cascade(stages)))) == []
+
+
+def test_small_kernels_and_selection():
+    model = nn.Sequential(nn.Conv2d(2, 2, 4), conv(), conv(size=7))
+    assert [site.name for site in look(model)] == ["1", "2"]
+    assert [site.name for site in look(model, min_kernel_size=4)] == ["0", "1", "2"]
+    asked = []
+
+    def select(name, module):
+        asked.append(module)
+        return name == "2"
+
+    assert [site.obstacle for site in look(model, select=select)] == ["not selected", None]
+    assert asked == [model[1], model[2]]
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [images()[0], (images(),), [images()], {"x": images()}, ((images(),),)],
+    ids=["unbatched", "tuple", "list", "mapping", "nested"],
+)
+def test_ways_to_give_inputs_and_outputs(inputs):
+    def forward(module, x):
+        x = x[0] if isinstance(x, tuple) else x
+        return {"out": (module.conv(x), [x, None])}
+
+    read = ModelInputs.read(inputs)
+    site = only(Apply(forward, conv=conv()), read)
+    assert sum(site.shapes.values()) == 1
+    assert len(read.tensors) == 1
+
+
+def test_the_model_and_its_input_stay_as_they_were():
+    model = Apply(lambda m, x: m.conv(x.mul_(2)), conv=conv())
+    x = images()
+    before = x.clone()
+    look(model, x)
+    assert torch.equal(x, before)
+    for module in model.modules():
+        assert not module._forward_hooks
+        assert not module._forward_pre_hooks
+
+
+def test_hooks_go_away_when_the_model_fails():
+    model = Apply(lambda m, x: m.conv(x).nonsense, conv=conv())
+    with pytest.raises(AttributeError):
+        look(model)
+    assert not model.conv._forward_pre_hooks
+    assert torch.overrides._len_torch_function_stack() == 0
+
+
+@pytest.mark.parametrize("make", [lambda: nn.Sequential(conv(), Functional()), Untraceable])
+def test_watching_sees_every_call_and_its_input(make):
+    model = make()
+    sites = look(model)
+    seen = []
+    with watch(model, sites, lambda site, x: seen.append((site, x))), torch.no_grad():
+        y = model(images(3))
+        model(images(4))
+    assert [site for site, _ in seen] == sites * 2
+    assert torch.equal(seen[0][1], images(3))
+    assert y.shape == images().shape

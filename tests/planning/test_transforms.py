@@ -1,0 +1,141 @@
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+import convfactor
+from convfactor import PlanMismatchError, wavelets
+from convfactor.model import transforms
+from convfactor.model.inputs import ModelInputs
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    reference = pytest.importorskip("pytorch_wavelets")
+
+
+class Shrink(nn.Module):
+    def __init__(self, biort="near_sym_a"):
+        super().__init__()
+        self.analysis = reference.DTCWTForward(biort=biort, J=2)
+        self.synthesis = reference.DTCWTInverse(biort=biort)
+
+    def forward(self, x):
+        low, highs = self.analysis(x)
+        return self.synthesis((low, [0.5 * bands for bands in highs]))
+
+
+@pytest.fixture
+def image():
+    return torch.rand(1, 2, 128, 128, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def faster(monkeypatch):
+    """Let every replacement be twice as fast, so that no clock decides the test."""
+
+    def compare(calls, device, seconds=0):
+        times = [convfactor.latency.Timing(t, t, t) for t in (2.0, 1.0)]
+        return [times[i % 2] for i in range(len(calls))]
+
+    for module in (transforms, convfactor.optimization):
+        monkeypatch.setattr(module, "compare", compare)
+
+
+def test_transforms_are_swapped_and_their_own_convolutions_are_no_sites(image, faster):
+    model = Shrink()
+    fast, plan = convfactor.optimize(model, image)
+    assert [(e.name, e.kind, e.decision) for e in plan.entries] == [
+        ("analysis", "transform", "replaced"),
+        ("synthesis", "transform", "replaced"),
+    ]
+    assert isinstance(fast.synthesis, wavelets.DTCWTInverse)
+    assert isinstance(fast.analysis, wavelets.DTCWTForward)
+    assert type(model.synthesis) is reference.DTCWTInverse
+    torch.testing.assert_close(fast(image), model(image), atol=1e-5, rtol=0)
+
+
+def test_a_saved_plan_swaps_them_again_and_refuses_other_filters(image, faster, tmp_path):
+    fast, plan = convfactor.optimize(Shrink(), image)
+    plan.save(tmp_path)
+    loaded = convfactor.Plan.load(tmp_path)
+    assert torch.equal(loaded.apply(Shrink())(image), fast(image))
+    with pytest.raises(PlanMismatchError, match="analysis"):
+        loaded.apply(Shrink(biort="near_sym_b"))
+
+
+def test_the_pass_swaps_leaves(image, faster):
+    model = Shrink()
+    plan = convfactor.plan(model, image)
+    result = convfactor.fx.FactorizeConvs(plan)(convfactor.fx.trace(model))
+    assert result.modified
+    kinds = {type(module) for module in result.graph_module.modules()}
+    assert wavelets.DTCWTInverse in kinds
+    assert reference.DTCWTInverse not in kinds
+    torch.testing.assert_close(result.graph_module(image), model(image), atol=1e-5, rtol=0)
+
+
+def test_they_are_kept_where_nothing_is_timed_or_they_are_not_selected(image, faster):
+    for options in ({"objective": "macs"}, {"select": lambda name, module: False}):
+        plan = convfactor.plan(Shrink(), image, **options)
+        assert [e.decision for e in plan.entries] == ["kept", "kept"]
+        assert all(e.reason for e in plan.entries)
+
+
+def test_a_real_comparison(image):
+    model = Shrink()
+    sites = transforms.find(model, ModelInputs.read(image), None)
+    assert [len(site.calls) for site in sites] == [1, 1]
+    for site in sites:
+        found = transforms.measure(site, transforms.replacement(site.module), torch.device("cpu"))
+        assert found.error < 1e-6
+        assert min(found.before.median, found.after.median) > 0
+    assert not any(m._forward_pre_hooks for m in model.modules())
+
+
+def test_a_hooked_transform_is_kept(image, faster):
+    model = Shrink()
+    model.synthesis.register_forward_hook(lambda module, args, output: None)
+    plan = convfactor.plan(model, image)
+    assert [e.decision for e in plan.entries] == ["replaced", "kept"]
+    assert "hooks" in plan.entries[1].reason
+
+
+def test_fingerprints_tell_levels_and_trainable_filters_apart():
+    made = [
+        reference.DTCWTForward(J=2, skip_hps=[True, False]),
+        reference.DTCWTForward(J=2, skip_hps=[False, True]),
+        reference.DTCWTForward(J=2, include_scale=[False, True]),
+        reference.DTCWTForward(J=2),
+    ]
+    made[3].h0o = nn.Parameter(2 * made[3].h0o)
+    made.append(reference.DTCWTForward(J=2))
+    assert len({transforms.fingerprint(module) for module in made}) == 5
+    again = reference.DTCWTForward(J=2, skip_hps=[True, False])
+    assert transforms.fingerprint(again) == transforms.fingerprint(made[0])
+
+
+def test_a_filter_made_trainable_is_swapped_with_its_values(image, faster):
+    model = Shrink()
+    model.synthesis.g0o = nn.Parameter(1.25 * model.synthesis.g0o)
+    fast, plan = convfactor.optimize(model, image)
+    assert [e.decision for e in plan.entries] == ["replaced", "replaced"]
+    assert [name for name, _ in fast.named_parameters()] == ["synthesis.g0o"]
+    torch.testing.assert_close(fast(image), model(image), atol=1e-5, rtol=0)
+
+
+def test_a_call_that_has_no_equal_keeps_the_original(faster):
+    """The original takes seven orientations at level 1 and reads six of them."""
+
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.synthesis = reference.DTCWTInverse()
+
+        def forward(self, x):
+            bands = x.new_ones(1, 1, 7, x.shape[2] // 2, x.shape[3] // 2, 2)
+            return self.synthesis((x, [bands]))
+
+    plan = convfactor.plan(Odd(), torch.rand(1, 1, 64, 64))
+    assert [e.decision for e in plan.entries] == ["kept"]
+    assert "no faster equal: yh[0]: bands of level 1 must have 6" in plan.entries[0].reason

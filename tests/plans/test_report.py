@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny import batches, conv, images
+from torch import nn
+
+import convfactor
+from convfactor import Bounds, Plan
+from convfactor.planning.latency import Timing
+from convfactor.plans.plan import PLAN_FILE, WholeModel
+
+
+@pytest.fixture(scope="module")
+def plan() -> Plan:
+    model = nn.Sequential(conv(), conv(stride=(2, 1), dilation=2), nn.ConvTranspose2d(2, 2, 6))
+    return convfactor.plan(
+        model, images(size=24), 1e-3, calibration=batches(4, size=24), objective="macs"
+    )
+
+
+def line(plan: Plan, name: str) -> str:
+    (found,) = [text for text in str(plan).splitlines() if text.startswith(f" {name} ")]
+    return " ".join(found.split())
+
+
+def test_every_layer_has_a_line(plan):
+    assert line(plan, "0").startswith("0 5x5 2->2 replaced 3x3 3x3 (1)")
+    assert "2.78x fewer multiplies" in line(plan, "0")
+    assert line(plan, "1").startswith("1 5x5 2->2 /2x1 @2 replaced 3x3@2 3x3/2x1@2 (1)")
+    assert line(plan, "2") == "2 6x6 kept transposed convolution"
+
+
+def test_the_header_says_what_the_errors_are(plan):
+    first, second, third, *_ = str(plan).splitlines()
+    assert first.startswith("tolerance 0.001 (relative output error; 3 calibration batches")
+    assert second == "objective: multiplies, nothing was timed"
+    assert torch.__version__ in third
+    white = replace(plan, metric="white noise")
+    assert str(white).startswith("tolerance 0.001 (weight error; white noise)")
+
+
+def test_errors_and_times_are_shown(plan):
+    time = Timing(0.0123, 0.01, 0.02)
+    errors = replace(
+        plan.entries[0].errors, pooled=0.01, worst_batch=0.02, worst_channel=0.025, border=0.03
+    )
+    entry = replace(plan.entries[0], error=0.01, errors=errors, before=time, after=time)
+    shown = replace(plan, entries=(entry,), whole=WholeModel((0.04,), time, time, "channels_last"))
+    assert "1.00% 2.00% 2.50% 3.00% 12.3 12.3" in line(shown, "0")
+    assert str(shown).splitlines()[-1] == (
+        "whole model: output error 4.00%; "
+        "12.3 ms [10..20] -> 12.3 ms [10..20] (1.00x, in channels_last)"
+    )
+
+
+def test_the_footer_without_times(plan):
+    assert str(plan).splitlines()[-1] == "2 of 3 large-kernel layers replaced"
+    whole = replace(plan, whole=WholeModel((), None, None, "as given"))
+    assert str(whole).endswith("whole model: output error no floating-point output")
+
+
+def test_names_and_reasons_are_not_markup(plan):
+    entry = replace(plan.entries[2], name="[red]x", reason="raised [/b] and :smile: [bold]")
+    text = " ".join(str(replace(plan, entries=(entry,))).split())
+    for part in ("[red]x", "[/b]", ":smile:", "[bold]"):
+        assert part in text
+
+
+def test_nothing_to_do():
+    plan = convfactor.plan(nn.ReLU(), images(), objective="macs", min_kernel_size=7)
+    assert str(plan) == (
+        "no convolution with a kernel of 7 or more taps on a side; the model is unchanged"
+    )
+
+
+def test_no_word_of_a_long_reason_is_lost(plan):
+    reason = "tolerance: 3x3, the closest of those fast enough, has an error of 81.00%"
+    wide = replace(plan.entries[0], name="features.12.depthwise.conv", reason=reason)
+    text = str(replace(plan, entries=(wide,)))
+    assert set(reason.split()) <= set(text.split())
+    assert max(map(len, text.splitlines())) <= 150
+
+
+def hostile(plan: Plan) -> Plan:
+    """The plan with what is special in Markdown, CSV and JSON in its names and reasons."""
+    first = replace(
+        plan.entries[0],
+        name='a|b\n`c` *d* <e> "f", \\ [g](h) \u00e9',
+        reason="one\r\ntwo | three",
+        error=0.1 + 0.2,
+        before=Timing(1 / 3, 1e-9, 0.4),
+        bounds=Bounds(2 / 3, math.inf),
+    )
+    return replace(plan, entries=(first, *plan.entries[1:]))
+
+
+def test_the_markdown_has_the_cells_of_the_text(plan, tmp_path):
+    text = plan.to_markdown(tmp_path / "new" / "plan.md")
+    assert (tmp_path / "new" / "plan.md").read_bytes().decode() == text
+    lines = text.splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("|"))
+    table = [[c.strip(" `") for c in line.strip("|").split("|")] for line in lines[start:][:5]]
+    assert {len(cells) for cells in table} == {11}
+    assert all(re.fullmatch("---:?", rule) for rule in table[1])
+    shown = {name: line(plan, name) for name in "012"}
+    for cells in table[2:]:
+        assert " ".join(" ".join(cells).split()) == shown[cells[0]]
+    written = str(plan).splitlines()
+    assert [part for part in lines[:start] if part] == written[:3]
+    assert text.endswith(f"\n\n{written[-1]}\n")
+
+
+def test_markdown_takes_names_literally(plan):
+    lines = hostile(plan).to_markdown().splitlines()
+    (row,) = [text for text in lines if text.startswith("| a")]
+    name, *_, reason = re.split(r" (?<!\\)\| ", row.removeprefix("| ").removesuffix(" |"))
+    assert name == r'a\|b \`c\` \*d\* \<e\> "f", \\ \[g\](h) é'
+    assert reason == r"one two \| three"
+    assert len(re.findall(r"(?<!\\)\|", row)) == 12
+
+
+def test_the_csv_keeps_every_figure(plan, tmp_path):
+    shown = hostile(plan)
+    text = shown.to_csv(tmp_path / "plan.csv")
+    assert (tmp_path / "plan.csv").read_bytes().decode() == text
+    rows = list(csv.DictReader(io.StringIO(text, newline="")))
+    assert len(rows) == 3
+    for row, entry in zip(rows, shown.entries, strict=True):
+        assert None not in row
+        assert row["layer"] == entry.name
+        assert (row["decision"], row["reason"]) == (entry.decision, entry.reason)
+        assert row["stages"] == ("" if entry.structure is None else str(entry.structure))
+        assert row["weight_sha256"] == entry.fingerprint
+    first, second, third = rows
+    assert float(first["relative_error"]) == 0.1 + 0.2
+    assert float(first["before_median_s"]) == 1 / 3
+    assert float(first["before_lower_quartile_s"]) == 1e-9
+    assert float(first["bound_spectral"]) == math.inf
+    assert float(first["relative_error_worst_batch"]) == shown.entries[0].errors.worst_batch
+    assert int(first["multiplies_per_output_pixel_before"]) == 100
+    assert first["after_median_s"] == ""
+    assert (second["stride"], second["dilation"], second["kernel_size"]) == ("2x1", "2x2", "5x5")
+    assert (third["kernel_size"], third["in_channels"], third["relative_error"]) == ("6x6", "", "")
+
+
+def test_the_json_is_what_save_writes(plan, tmp_path):
+    shown = hostile(plan)
+    shown.save(tmp_path)
+    text = shown.to_json(tmp_path / "again.json")
+    assert text == (tmp_path / PLAN_FILE).read_text() == (tmp_path / "again.json").read_text()
+    assert json.loads(text)["entries"][0]["name"] == shown.entries[0].name
+    (tmp_path / "again.json").replace(tmp_path / PLAN_FILE)
+    assert str(Plan.load(tmp_path)) == str(shown)
+
+
+def test_a_file_is_replaced_only_by_a_whole_one(plan, tmp_path):
+    path = tmp_path / "plan.csv"
+    path.write_text("older")
+    with pytest.raises(UnicodeEncodeError):
+        replace(plan, entries=(replace(plan.entries[0], name="\ud800"),)).to_csv(path)
+    assert path.read_text() == "older"
+    assert plan.to_csv(path) == path.read_text()
+    assert [file.name for file in tmp_path.iterdir()] == ["plan.csv"]
+
+
+def test_nothing_to_do_in_other_forms():
+    plan = convfactor.plan(nn.ReLU(), images(), objective="macs", min_kernel_size=7)
+    assert plan.to_markdown() == f"{plan}\n"
+    assert len(plan.to_csv().splitlines()) == 1
+    assert json.loads(plan.to_json())["entries"] == []
