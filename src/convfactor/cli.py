@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 import convfactor
 from convfactor.errors import ToleranceError
-from convfactor.plans.plan import PLAN_FILE, WEIGHTS_FILE, Plan
+from convfactor.plans.plan import Plan
+from convfactor.plans.storage import PLAN_FILE, WEIGHTS_FILE
 
 PARTIAL = "partial"
 REPORTS = {

@@ -8,7 +8,6 @@ from torch import nn
 from torch.fx import GraphModule
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
-from convfactor.model import rewrite
 from convfactor.model.copies import copied
 from convfactor.model.tracing import WHOLE, Untraced, trace
 from convfactor.planning import optimization
@@ -74,12 +73,12 @@ class FactorizeConvs(PassBase):
         result = copied(graph_module)
         assert isinstance(result, GraphModule)
         whole = getattr(result, WHOLE, None)
-        owners = [owner for entry in plan.entries for owner in entry.owners]
+        owners = [owner for entry in plan.entries for owner in entry.subject.owners]
         of_graph = any(owner.partition(".")[0] == WHOLE for owner in owners)
         if isinstance(whole, Untraced) and not of_graph:  # a plan of the model that it wraps
-            whole.module = rewrite.apply(whole.module, plan)
+            whole.module = plan.rewrite(whole.module)
         else:
-            rewritten = rewrite.apply(result, plan)
+            rewritten = plan.rewrite(result)
             assert isinstance(rewritten, GraphModule)
             result = rewritten
         result.graph.lint()

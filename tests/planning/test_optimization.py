@@ -15,11 +15,11 @@ from torch import nn
 
 import convfactor
 from convfactor import CascadeConv2d, ToleranceError
-from convfactor.conv.accuracy import output_errors
+from convfactor.model.agreement import output_errors
 from convfactor.factorization import factorizer
 from convfactor.factorization.budget import Budget
 from convfactor.planning import cases
-from convfactor.planning.latency import Timing
+from convfactor.latency import Timing
 
 MACS = {"objective": "macs"}
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+# The format of what a layer is given, or one to run in.
+MemoryFormat = Literal["as given", "channels_last"]
 
 
 def is_channels_last(x: Tensor) -> bool:

@@ -107,6 +107,12 @@ class Ladder(Generic[A]):
         return self._best(self._found)
 
     @property
+    def best(self) -> A:
+        """The solution that ``cheapest`` found."""
+        assert self._found is not None
+        return self._best(self._found)
+
+    @property
     def nearest(self) -> A | None:
         """The solution of the smallest error so far."""
         return min(self._solved.values(), key=lambda attempt: attempt.error, default=None)

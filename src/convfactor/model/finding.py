@@ -15,15 +15,11 @@ from torch.utils._pytree import tree_leaves
 from convfactor.conv.calls import ConvCall, is_about
 from convfactor.conv.layer import CascadeConv2d
 from convfactor.model import graphs
+from convfactor.model.candidates import Candidate, dtype_obstacle, of_modules, unsupported
 from convfactor.model.inputs import ModelInputs
-from convfactor.model.sites import (
-    InputShape,
-    Site,
-    dtype_obstacle,
-    inside,
-    is_transform,
-    module_sites,
-)
+from convfactor.model.reasons import Reason
+from convfactor.model.sites import Found, InputShape, inside
+from convfactor.model.transforms import Transform, is_transform, of_model
 from convfactor.model.watching import Watcher
 
 Select = Callable[[str, nn.Module], bool]
@@ -31,18 +27,23 @@ Select = Callable[[str, nn.Module], bool]
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
+UNSELECTED = Reason.brief("unselected", "not selected")
+UNCALLED = Reason("uncalled", "not called", "not called with the example inputs")
+
+
 def find(
     model: nn.Module,
     inputs: ModelInputs,
     min_kernel_size: int = 5,
     select: Select | None = None,
-) -> list[Site]:
+) -> list[Found]:
     """Run a model once and list its large-kernel convolutions in the order of their first call.
 
     Modules are seen through hooks and functional calls through torch's function mode, so models
     that can't be traced are seen as well. A module registered under several names, and modules
     with the same weight, bias and geometry, are one site; so are functional calls with the same
-    weight and geometry. Convolutions that were not called come last.
+    weight and geometry. Convolutions that were not called come after the others, and wavelet
+    transforms last.
 
     Args:
         model: The model; it is left as it was.
@@ -50,30 +51,34 @@ def find(
         min_kernel_size: Smallest longer side of a kernel to list.
         select: Keeps a site out where it returns False for (name, module).
     """
-    finder = _Finder(model, module_sites(model, min_kernel_size), min_kernel_size)
+    finder = _Finder(model, of_modules(model, min_kernel_size), min_kernel_size)
     with finder.watching():
         inputs.run(model)
-    found = [s for s in finder.in_order() if not isinstance(s.weight, UninitializedParameter)]
-    functional = {id(site.weight) for site in found if site.kind == "functional"}
+    seen = [c for c in finder.in_order() if not isinstance(c.weight, UninitializedParameter)]
+    functional = {id(one.weight) for one in seen if one.kind == "functional"}
     # A module that only lends its weight to a functional call is not one more layer.
-    found = [s for s in found if s.kind != "module" or s.shapes or id(s.weight) not in functional]
-    finder.sites = found
-    for site in found:
-        site.obstacle = site.obstacle or finder.other_use(site)
-        if site.obstacle is None and not site.shapes:
-            site.obstacle = "not called with the example inputs"
-        if select is not None and not select(site.name, model.get_submodule(site.owners[0])):
-            site.obstacle = "not selected"
-    return found
+    seen = [c for c in seen if c.kind != "module" or c.shapes or id(c.weight) not in functional]
+    finder.sites = seen
+
+    def obstacle(one: Candidate | Transform, known: Reason | None, called: bool) -> Reason | None:
+        if select is not None and not select(one.name, model.get_submodule(one.owners[0])):
+            return UNSELECTED
+        return known or (None if called else UNCALLED)
+
+    return [
+        *(c.found(obstacle(c, c.obstacle or finder.other_use(c), bool(c.shapes))) for c in seen),
+        *(t.found(obstacle(t, t.obstacle, bool(t.calls))) for t in finder.transforms.values()),
+    ]
 
 
-class _Finder(Watcher):
-    """A watcher that makes a site of every functional call it has not seen."""
+class _Finder(Watcher[Candidate]):
+    """A watcher that notes every functional call it has not seen, and the calls of transforms."""
 
-    def __init__(self, model: nn.Module, sites: list[Site], min_kernel_size: int) -> None:
+    def __init__(self, model: nn.Module, sites: list[Candidate], min_kernel_size: int) -> None:
         super().__init__(model, sites, self._count)
+        self.transforms = of_model(model)
         self._least = min_kernel_size
-        self._order: dict[Site, int] = {}
+        self._order: dict[Candidate, int] = {}
         self._names: dict[int, tuple[str, ...]] = {}
         for name, module in model.named_modules(remove_duplicate=False):
             self._names[id(module)] = (*self._names.get(id(module), ()), name)
@@ -84,41 +89,47 @@ class _Finder(Watcher):
         cascades = [module for module in model.modules() if isinstance(module, CascadeConv2d)]
         self._stages = {id(p) for cascade in cascades for p in cascade.parameters()}
 
-    def in_order(self) -> list[Site]:
-        """The sites in the order of their first call; those that were not called come last."""
+    def in_order(self) -> list[Candidate]:
+        """The candidates in the order of their first call; those that were not called come last."""
         return sorted(self.sites, key=lambda site: self._order.get(site, len(self._order)))
 
-    def other_use(self, site: Site) -> str | None:
+    def other_use(self, site: Candidate) -> Reason | None:
         """Where the weight of a site is read past it, which what takes its place would not see."""
         module = site.kind == "module"
         for other in self.sites:
             functional = "functional" in (site.kind, other.kind)
             if other is not site and other.weight is site.weight and functional:
-                return f"its weight is also used outside it, in {other.owners[0] or 'the model'}"
+                return _shared(other.owners[0])
         for tensor in (site.weight, site.bias if module else None):
             for user in self._users.get(id(tensor), ()):
                 if not (module and any(tensor is own for own in user.parameters(recurse=False))):
-                    where = self._names[id(user)][0] or "the model"
-                    return f"its weight is also used outside it, in {where}"
+                    return _shared(self._names[id(user)][0])
         return self._tie(site)
 
-    def _tie(self, site: Site) -> str | None:
+    def _tie(self, site: Candidate) -> Reason | None:
         """Who else has the parameters of a module, from which a cascade would cut them."""
         if site.kind != "module":
             return None
         for name, tensor in self.model.named_parameters(remove_duplicate=False):
             owner = name.rpartition(".")[0]
             if (tensor is site.weight or tensor is site.bias) and owner not in site.owners:
-                return f"it shares a parameter with {owner or 'the model'}, which stays as it is"
+                other = owner or "the model"
+                text = f"it shares a parameter with {other}, which stays as it is"
+                return Reason("shared", f"shares a parameter with {other}", text)
         return None
 
-    def _count(self, site: Site, x: Tensor) -> None:
+    def _count(self, site: Candidate, x: Tensor) -> None:
         """Note the shape of a call."""
         self._order.setdefault(site, len(self._order))
         site.shapes[InputShape.of(x)] += 1
         names = self._names[id(self.inside)]
         if site.kind == "functional":
             site.owners += tuple(name for name in names if name not in site.owners)
+
+    def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        super()._enter(module, args, kwargs)
+        if module in self.transforms:
+            self.transforms[module].record(args, kwargs)
 
     def __torch_function__(
         self,
@@ -139,7 +150,7 @@ class _Finder(Watcher):
             if id(value) in self._tensors:
                 self._users.setdefault(id(value), set()).add(self.inside)
 
-    def site_of(self, call: ConvCall) -> Site | None:
+    def site_of(self, call: ConvCall) -> Candidate | None:
         """The site of a functional call, a new one where there is none."""
         known = super().site_of(call)
         sides = tuple(call.weight.shape[2:])
@@ -152,7 +163,7 @@ class _Finder(Watcher):
         name = weight_name or inside(owners[0], "computed")
         if any(site.name == name and not weight_name for site in self.sites):
             return None
-        site = Site(
+        site = Candidate(
             name=name,
             kind="functional",
             owners=owners,
@@ -165,25 +176,35 @@ class _Finder(Watcher):
         self.sites.append(site)
         return site
 
-    def _obstacle(self, call: ConvCall, weight_name: str) -> str | None:
+    def _obstacle(self, call: ConvCall, weight_name: str) -> Reason | None:
         """Why a functional call can't be replaced."""
         if call.geometry is None:
-            return call.obstacle
+            return unsupported(call.obstacle or "not a 2-D convolution")
         if _in_autograd_function():
-            return "called in a torch.autograd.Function, whose backward needs the weight itself"
+            text = "called in a torch.autograd.Function, whose backward needs the weight itself"
+            return unsupported("called in an autograd.Function", text)
         if not weight_name:
-            return (
+            return unsupported(
+                "its weight is no parameter or buffer",
                 "the weight of the functional call is no parameter or buffer of the model: it is "
-                "computed, or held where the model does not register it, as in a plain list"
+                "computed, or held where the model does not register it, as in a plain list",
             )
         holder = self.model.get_submodule(weight_name.rpartition(".")[0])
         if isinstance(self.inside, fx.GraphModule):
             if not graphs.calls(self.inside, call.weight, call.geometry):
-                return "functional call whose arguments are computed in the graph"
+                text = "functional call whose arguments are computed in the graph"
+                return unsupported("arguments computed in the graph", text)
         elif isinstance(holder, CONTAINERS):
             kind = type(holder).__name__
-            return f"its weight belongs to a {kind}, where a cascade would be one more layer"
+            text = f"its weight belongs to a {kind}, where a cascade would be one more layer"
+            return unsupported(f"its weight belongs to a {kind}", text)
         return dtype_obstacle(call.weight)
+
+
+def _shared(user: str) -> Reason:
+    """Who else reads a weight."""
+    text = f"its weight is also used outside it, in {user or 'the model'}"
+    return Reason("shared", f"its weight is used in {user or 'the model'}", text)
 
 
 def _in_autograd_function() -> bool:

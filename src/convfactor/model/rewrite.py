@@ -1,4 +1,4 @@
-"""Put the cascades of a plan into a model: modules are swapped, weights of calls replaced.
+"""Put cascades into a model: modules are swapped, weights of calls replaced.
 
 The forward that runs afterwards is the one that ran before. A functional call sees, in place of
 its weight, a ``FactorizedWeight`` that runs the cascade; only in a ``torch.fx`` graph, where every
@@ -7,9 +7,9 @@ call is a node of its own, nodes are replaced.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, fx, nn
 
@@ -19,94 +19,102 @@ from convfactor.conv.weights import FactorizedWeight
 from convfactor.errors import PlanMismatchError
 from convfactor.model import graphs, transforms
 from convfactor.model.digests import fingerprint
-from convfactor.model.sites import is_transform
+from convfactor.model.sites import Subject
+from convfactor.model.transforms import is_transform
 
-if TYPE_CHECKING:
-    from convfactor.plans.plan import Entry, Plan
-
-
-# Makes the layer of an entry, named by its index, in place of a weight and a bias.
-Make = Callable[[int, Tensor, Tensor | None], CascadeConv2d]
+# Makes a layer in place of a weight and a bias.
+Make = Callable[[Tensor, Tensor | None], CascadeConv2d]
 
 
-def apply(model: nn.Module, plan: Plan, make: Make | None = None) -> nn.Module:
+@dataclass(frozen=True)
+class Exchange:
+    """Something else in the place of a subject.
+
+    Attributes:
+        subject: What is replaced.
+        make: Makes the layer of a convolution; a transform is replaced by its faster equal.
+    """
+
+    subject: Subject
+    make: Make | None
+
+
+def apply(model: nn.Module, exchanges: Sequence[Exchange]) -> nn.Module:
     """Rewrite a model in place and return it (its replacement where the root itself changes).
 
     Args:
         model: A copy that may be changed.
-        plan: What to do.
-        make: Makes other layers than those of the plan.
+        exchanges: What to do.
 
     Raises:
         PlanMismatchError: A layer is missing, or its weight is not the planned one; found before
             anything is changed.
     """
-    for i in plan.replaced:
-        check(model, plan.entries[i])
-    make = plan.layer if make is None else make
+    for exchange in exchanges:
+        check(model, exchange.subject)
     new: dict[nn.Module, nn.Module] = {}
     functional = []
-    for i in plan.replacements:
-        entry, layer = plan.entries[i], functools.partial(make, i)
-        if entry.kind == "module":
-            new |= _cascades(model, entry, layer)
-        else:
-            functional.append((entry, layer, _tensor(model, entry.weight_name)))
-    for entry in plan.entries:
-        if entry.kind == "transform" and entry.replaced:
-            modules = {model.get_submodule(owner) for owner in _owners(model, entry)}
+    for subject, make in ((exchange.subject, exchange.make) for exchange in exchanges):
+        if make is None:
+            modules = {model.get_submodule(owner) for owner in _owners(model, subject)}
             new |= {module: transforms.replacement(module) for module in modules}
+        elif subject.kind == "module":
+            new |= _cascades(model, subject, make)
+        else:
+            functional.append((subject, make, _tensor(model, subject.weight_name)))
     model = _swap(model, new)
-    for entry, layer, weight in functional:
-        model = _factorize_calls(model, entry, layer, weight)
+    for subject, make, weight in functional:
+        model = _factorize_calls(model, subject, make, weight)
     return model
 
 
-def check(model: nn.Module, entry: Entry) -> None:
+def check(model: nn.Module, subject: Subject) -> None:
     """Compare the weights of a layer with the planned ones.
 
     Raises:
         PlanMismatchError: It is missing, or has other weights.
     """
-    if entry.kind == "transform":
-        _check_transform(model, entry)
+    if subject.kind == "transform":
+        _check_transform(model, subject)
         return
-    names = [entry.weight_name]
+    names = [subject.weight_name]
     modules = {name for name, _ in model.named_modules(remove_duplicate=False)}
-    missing = sorted({*entry.owners} - modules)
+    missing = sorted({*subject.owners} - modules)
     if missing and not isinstance(model, fx.GraphModule):
         raise PlanMismatchError(
-            f"layer {entry.name}: the model has no module {missing[0]!r}; apply the plan to the "
+            f"layer {subject.name}: the model has no module {missing[0]!r}; apply the plan to the "
             "model that was planned"
         )
-    if entry.kind == "module":
-        names = [f"{owner}.weight".lstrip(".") for owner in _owners(model, entry)]
+    if subject.kind == "module":
+        names = [f"{owner}.weight".lstrip(".") for owner in _owners(model, subject)]
     for name in names:
         try:
             weight = _tensor(model, name)
         except AttributeError as error:
             raise PlanMismatchError(
-                f"layer {entry.name}: the model has no {name}; apply the plan to the model that "
+                f"layer {subject.name}: the model has no {name}; apply the plan to the model that "
                 "was planned"
             ) from error
-        if fingerprint(weight) != entry.fingerprint:
+        if fingerprint(weight) != subject.fingerprint:
             raise PlanMismatchError(
-                f"layer {entry.name}: {name} (shape {tuple(weight.shape)}, {weight.dtype}) is not "
-                f"the weight that was planned, in {entry.dtype}; load the planned weights in that "
-                "dtype, or plan anew"
+                f"layer {subject.name}: {name} (shape {tuple(weight.shape)}, {weight.dtype}) is "
+                f"not the weight that was planned, in {subject.dtype}; load the planned weights in "
+                "that dtype, or plan anew"
             )
 
 
-def _check_transform(model: nn.Module, entry: Entry) -> None:
+def _check_transform(model: nn.Module, subject: Subject) -> None:
     """Compare the filters of a transform with the planned ones."""
-    for owner in _owners(model, entry):
+    for owner in _owners(model, subject):
         try:
             module = model.get_submodule(owner)
         except AttributeError as error:
-            raise PlanMismatchError(f"transform {entry.name}: the model has no {owner}") from error
-        if not is_transform(module) or (transforms.fingerprint(module) != entry.fingerprint):
             raise PlanMismatchError(
-                f"transform {entry.name}: {owner} is not the transform that was planned; plan anew"
+                f"transform {subject.name}: the model has no {owner}"
+            ) from error
+        if not is_transform(module) or (transforms.fingerprint(module) != subject.fingerprint):
+            raise PlanMismatchError(
+                f"transform {subject.name}: {owner} is not the one that was planned; plan anew"
             )
 
 
@@ -119,18 +127,16 @@ def _tensor(model: nn.Module, name: str) -> Tensor:
     return value
 
 
-def _cascades(
-    model: nn.Module, entry: Entry, make: Callable[[Tensor, Tensor | None], CascadeConv2d]
-) -> dict[nn.Module, nn.Module]:
-    """The layers for the modules of an entry; several modules with tied weights stay tied."""
+def _cascades(model: nn.Module, subject: Subject, make: Make) -> dict[nn.Module, nn.Module]:
+    """The layers for the modules of a subject; several modules with tied weights stay tied."""
     made: dict[nn.Module, nn.Module] = {}
     first: CascadeConv2d | None = None
-    for owner in _owners(model, entry):
+    for owner in _owners(model, subject):
         conv = model.get_submodule(owner)
         if conv in made:
             continue
-        if not isinstance(conv, nn.Conv2d) or ConvGeometry.from_conv(conv) != entry.geometry:
-            raise PlanMismatchError(f"layer {entry.name}: {owner} is not the planned convolution")
+        if not isinstance(conv, nn.Conv2d) or ConvGeometry.from_conv(conv) != subject.geometry:
+            raise PlanMismatchError(f"layer {subject.name}: {owner} is not the planned convolution")
         layer = make(conv.weight, conv.bias).train(conv.training)
         first = first or layer
         layer.tie(first)
@@ -138,12 +144,12 @@ def _cascades(
     return made
 
 
-def _owners(model: nn.Module, entry: Entry) -> list[str]:
-    """The names under which a model holds an entry; graphs keep only those that they call."""
+def _owners(model: nn.Module, subject: Subject) -> list[str]:
+    """The names under which a model holds a subject; graphs keep only those that they call."""
     if not isinstance(model, fx.GraphModule):
-        return list(entry.owners)
+        return list(subject.owners)
     present = {name for name, _ in model.named_modules(remove_duplicate=False)}
-    return [owner for owner in entry.owners if owner in present] or list(entry.owners)
+    return [owner for owner in subject.owners if owner in present] or list(subject.owners)
 
 
 def _swap(model: nn.Module, new: dict[nn.Module, nn.Module]) -> nn.Module:
@@ -181,14 +187,9 @@ def _exchange(model: nn.Module, new: dict[int, Any]) -> None:
                 vars(module)[name] = exchanged(value)
 
 
-def _factorize_calls(
-    model: nn.Module,
-    entry: Entry,
-    make: Callable[[Tensor, Tensor | None], CascadeConv2d],
-    weight: Tensor,
-) -> nn.Module:
+def _factorize_calls(model: nn.Module, subject: Subject, make: Make, weight: Tensor) -> nn.Module:
     """Let the functional calls with a weight run a cascade."""
-    geometry = entry.geometry
+    geometry = subject.geometry
     assert geometry is not None
     found = False
     for module in list(model.modules()):
@@ -210,7 +211,7 @@ def _factorize_calls(
         found = True
     if not found:
         raise PlanMismatchError(
-            f"layer {entry.name}: its call was not found in {entry.owners[0]!r}; plan anew"
+            f"layer {subject.name}: its call was not found in {subject.owners[0]!r}; plan anew"
         )
     return model
 

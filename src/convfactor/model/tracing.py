@@ -17,7 +17,7 @@ from convfactor.model.copies import copied, isolated, quiet, told
 from convfactor.model.freezing import freezes, module_state, profiled, random_state, same_state
 from convfactor.model.inputs import ModelInputs
 from convfactor.model.outputs import difference
-from convfactor.model.sites import is_transform
+from convfactor.model.transforms import is_transform
 
 WHOLE = "untraced"
 MOST_ATTEMPTS = 50

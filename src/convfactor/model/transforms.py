@@ -3,87 +3,81 @@
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from convfactor.model import digests
-from convfactor.model.finding import Select
+from convfactor.model.candidates import unsupported
 from convfactor.model.inputs import ModelInputs
-from convfactor.model.sites import is_transform
-from convfactor.model.trees import leaves
-from convfactor.planning.latency import Timing, compare
+from convfactor.model.reasons import Reason
+from convfactor.model.sites import Found, Subject, TransformSite, TurnedAway
 
-SECONDS = 1.0
+KINDS = ("DTCWTInverse", "DTCWTForward")
 
 
 @dataclass(eq=False)
-class TransformSite:
-    """One transform of a model.
+class Transform:
+    """One transform while the model is looked at.
 
     Attributes:
-        names: Its qualified names.
+        owners: Its qualified names.
         module: The transform.
-        calls: The arguments of its calls in one run of the model.
         obstacle: Why it is left alone, or None.
+        calls: The arguments of its calls so far.
     """
 
-    names: tuple[str, ...]
+    owners: tuple[str, ...]
     module: nn.Module
+    obstacle: Reason | None
     calls: list[ModelInputs] = field(default_factory=list)
-    obstacle: str | None = None
+
+    @property
+    def name(self) -> str:
+        """What to call it in a table."""
+        return self.owners[0]
+
+    def record(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Keep the arguments of a call: copies, which the model does not change later."""
+        self.calls.append(ModelInputs(args, kwargs).map(lambda x: x.detach().clone()))
+
+    def found(self, obstacle: Reason | None) -> Found:
+        """Write down what was seen."""
+        dtype = next((str(b.dtype).removeprefix("torch.") for b in self.module.buffers()), "")
+        subject = Subject(
+            name=self.name,
+            kind="transform",
+            owners=self.owners,
+            weight_name="",
+            dtype=dtype,
+            kernel_size=(),
+            geometry=None,
+            shapes=(),
+            fingerprint=fingerprint(self.module),
+        )
+        if obstacle is not None:
+            return TurnedAway(subject, obstacle)
+        return TransformSite(subject, self.module, tuple(self.calls))
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """A transform beside its faster equal on the calls that the model makes.
-
-    Attributes:
-        error: Relative error of the outputs, root mean square.
-        before: Seconds of the original, all calls of one run.
-        after: Seconds of the other.
-    """
-
-    error: float
-    before: Timing
-    after: Timing
+def is_transform(module: nn.Module) -> bool:
+    """Whether a module is one that has a faster equal; pytorch_wavelets need not be installed."""
+    kind = type(module)
+    return kind.__name__ in KINDS and kind.__module__.startswith("pytorch_wavelets.")
 
 
-def find(model: nn.Module, inputs: ModelInputs, select: Select | None) -> list[TransformSite]:
-    """Run a model once and list its transforms with the calls that they get.
-
-    Args:
-        model: The model; it is left as it was.
-        inputs: Arguments to run it with.
-        select: Keeps a transform as it is where it returns False for (name, module).
-    """
-    sites: dict[nn.Module, TransformSite] = {}
+def of_model(model: nn.Module) -> dict[nn.Module, Transform]:
+    """The transforms among a model's modules."""
+    found: dict[nn.Module, Transform] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         if is_transform(module):
-            site = sites.setdefault(module, TransformSite((), module))
-            site.names += (name,)
-    if not sites:
-        return []
-    for site in sites.values():
-        if site.module._forward_hooks or site.module._forward_pre_hooks:
-            site.obstacle = "it has hooks, which a new module would lose"
-    with ExitStack() as hooks:
-        for site in sites.values():
-            hook = site.module.register_forward_pre_hook(_recorder(site), with_kwargs=True)
-            hooks.callback(hook.remove)
-        inputs.run(model)
-    for site in sites.values():
-        if site.obstacle is None and not site.calls:
-            site.obstacle = "not called with the example inputs"
-        if select is not None and not select(site.names[0], site.module):
-            site.obstacle = "not selected"
-    return list(sites.values())
+            hooked = module._forward_hooks or module._forward_pre_hooks
+            text = "it has hooks, which a new module would lose"
+            obstacle = unsupported("it has hooks", text) if hooked else None
+            found.setdefault(module, Transform((), module, obstacle)).owners += (name,)
+    return found
 
 
 def replacement(module: nn.Module) -> nn.Module:
@@ -107,38 +101,6 @@ def fingerprint(module: nn.Module) -> str:
     for taps in module.state_dict().values():  # filters that became parameters count as well
         digest.update(digests.fingerprint(taps).encode())
     return digest.hexdigest()
-
-
-def measure(site: TransformSite, fast: nn.Module, device: torch.device) -> Comparison:
-    """Compare a transform with its equal on the recorded calls, interleaved."""
-    wrong = power = 0.0
-    for call in site.calls:
-        outputs = zip(_floats(call.run(site.module)), _floats(call.run(fast)), strict=True)
-        for true, got in outputs:
-            wrong += float((got.double() - true.double()).square().sum())
-            power += float(true.double().square().sum())
-
-    def run(module: nn.Module) -> Callable[[], object]:
-        return lambda: [call.run(module) for call in site.calls]
-
-    before, after = compare([run(site.module), run(fast)], device, SECONDS)
-    error = math.sqrt(wrong / power) if power else math.inf if wrong else 0.0
-    return Comparison(error, before, after)
-
-
-def _recorder(site: TransformSite) -> Callable[..., None]:
-    """A hook that keeps copies of the arguments."""
-
-    def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        # Copies, which later in-place operations of the model do not change.
-        site.calls.append(ModelInputs(args, kwargs).map(lambda x: x.detach().clone()))
-
-    return record
-
-
-def _floats(output: Any) -> Iterator[Tensor]:
-    """Tensors of an output."""
-    return (leaf for _, leaf in leaves(output) if isinstance(leaf, Tensor))
 
 
 def _arguments(module: nn.Module) -> list[tuple[str, str]]:

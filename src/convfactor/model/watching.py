@@ -4,31 +4,58 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from convfactor.conv.calls import ConvCall, read_call
+from convfactor.conv.geometry import ConvGeometry
 from convfactor.conv.layer import CascadeConv2d
 from convfactor.conv.weights import ComposedWeight
-from convfactor.model.sites import Site, is_convolution
+from convfactor.model.candidates import is_convolution
+from convfactor.model.sites import Kind
 
-OnCall = Callable[[Site, Tensor], None]
+
+class Watched(Protocol):
+    """A convolution to look out for."""
+
+    @property
+    def kind(self) -> Kind:
+        """A module or a functional call."""
+
+    @property
+    def owners(self) -> tuple[str, ...]:
+        """Qualified names of the modules."""
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight that the call is given."""
+
+    @property
+    def geometry(self) -> ConvGeometry | None:
+        """What the call computes."""
+
+
+W = TypeVar("W", bound=Watched)
 
 
 @contextmanager
-def watch(model: nn.Module, sites: Iterable[Site], on_call: OnCall) -> Iterator[None]:
+def watch(
+    model: nn.Module, sites: Iterable[W], on_call: Callable[[W, Tensor], None]
+) -> Iterator[None]:
     """Call ``on_call(site, input)`` whenever one of the sites is run, before it is."""
     with Watcher(model, list(sites), on_call).watching():
         yield
 
 
-class Watcher(TorchFunctionMode):
+class Watcher(TorchFunctionMode, Generic[W]):
     """Sees modules through hooks and functional convolutions through the function mode."""
 
-    def __init__(self, model: nn.Module, sites: list[Site], on_call: OnCall) -> None:
+    def __init__(
+        self, model: nn.Module, sites: list[W], on_call: Callable[[W, Tensor], None]
+    ) -> None:
         """Set up a watcher.
 
         Args:
@@ -76,7 +103,7 @@ class Watcher(TorchFunctionMode):
         call = read_call(func, args, kwargs)
         return None if call is None or isinstance(call.weight, ComposedWeight) else call
 
-    def site_of(self, call: ConvCall) -> Site | None:
+    def site_of(self, call: ConvCall) -> W | None:
         """The site of a functional call."""
         for site in self.sites:
             same = site.weight is call.weight and site.geometry == call.geometry

@@ -19,6 +19,7 @@ from convfactor.conv.moments import Moments, MomentsCollector, patch_budget
 from convfactor.model.inputs import ModelInputs
 from convfactor.model.sites import Site
 from convfactor.model.watching import watch
+from convfactor.plans.circumstances import HeldOut
 
 HELD_OUT_FRACTION = 0.25
 HELD_OUT_BYTES = 2 << 30
@@ -33,18 +34,15 @@ class Split:
     fit: tuple[ModelInputs, ...]
     held_out: tuple[ModelInputs, ...]
 
-    def __str__(self) -> str:
-        """Tell how much there is, and a digest that tells data apart."""
+    @property
+    def identity(self) -> HeldOut:
+        """How much there is, and a digest that tells data apart."""
         digest = hashlib.sha256()
         for batch in (*self.fit, *self.held_out):
             for tensor in batch.tensors:
                 plain = tensor.detach().cpu().contiguous().flatten()
                 digest.update(plain.view(torch.uint8).numpy().tobytes())
-        fit, others = len(self.fit), len(self.held_out)
-        return (
-            f"{fit} calibration {'batch' if fit == 1 else 'batches'}, errors on {others} "
-            f"{'other' if others == 1 else 'others'} ({digest.hexdigest()[:12]})"
-        )
+        return HeldOut(len(self.fit), len(self.held_out), digest.hexdigest())
 
 
 @dataclass(eq=False)
@@ -141,7 +139,7 @@ def collect(
 
     Args:
         model: The model; it is left as it was.
-        sites: Sites with a geometry; those that the data does not reach get an obstacle.
+        sites: What to collect for; those that the data does not reach are left out.
         margins: Taps to add around each site's kernel.
         batches: What to run.
         seed: Seed of the sampling.
@@ -152,7 +150,6 @@ def collect(
     for part in _parts(sites, margins):
         collectors = {}
         for site, margin in part:
-            assert site.geometry is not None
             collectors[site] = MomentsCollector(site.geometry, margin, seed)
         quotas = {
             site: _quota(collector, site, len(batches.fit))
@@ -170,10 +167,7 @@ def collect(
             if collector.count:
                 result[site] = SiteData(collector.moments())
     _keep_held_out(model, result, batches.held_out)
-    for site in sites:
-        if site not in result or not any(result[site].held_out):
-            site.obstacle = "not called with the calibration data"
-    return result
+    return {site: data for site, data in result.items() if any(data.held_out)}
 
 
 def _keep_held_out(
@@ -198,7 +192,7 @@ def _keep_held_out(
 
 def _quota(collector: MomentsCollector, site: Site, batches: int) -> int:
     """Patches to take per call."""
-    calls = max(1, sum(site.shapes.values()))
+    calls = max(1, sum(count for _, count in site.subject.shapes))
     return math.ceil(patch_budget(collector.geometry, collector.margin) / (batches * calls))
 
 
@@ -207,7 +201,6 @@ def _parts(sites: Sequence[Site], margins: Sequence[Pair]) -> list[list[tuple[Si
     parts: list[list[tuple[Site, Pair]]] = []
     used = MOMENTS_BYTES
     for site, margin in zip(sites, margins, strict=True):
-        assert site.geometry is not None
         _, in_per_group, height, width = site.geometry.weight_shape
         size = in_per_group * (height + 2 * margin[0]) * (width + 2 * margin[1])
         need = 2 * 8 * site.geometry.groups * size**2

@@ -10,14 +10,17 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from convfactor.conv.accuracy import ErrorMeter, output_errors
+from convfactor.conv.accuracy import ErrorMeter
 from convfactor.conv.cascade import StageShape, Structure
 from convfactor.conv.geometry import ConvGeometry
 from convfactor.conv.layer import CascadeConv2d
 from convfactor.model import rewrite
+from convfactor.model.agreement import output_errors
 from convfactor.model.copies import copied, quiet, told
 from convfactor.model.inputs import ModelInputs
 from convfactor.model.outputs import RUNS, difference, runs, structural_difference
+from convfactor.model.reasons import Reason
+from convfactor.plans.decisions import Replaced
 from convfactor.plans.plan import Plan
 
 # How many times the error of all layers together may be found at the output: measured on
@@ -86,7 +89,7 @@ class Judge:
             guilty = [i for i, fault in alone.items() if fault is not None]
             worst = guilty or [max(chosen.replaced, key=lambda i: measured[i])]
             for i in worst:
-                chosen = chosen.without(i, f"undone: {alone[i] or found}", missed=True)
+                chosen = chosen.without(i, _undone(alone[i] or found))
         return chosen
 
     def errors(self, chosen: Plan) -> tuple[float, ...]:
@@ -97,7 +100,7 @@ class Judge:
         """
         key = tuple(chosen.replaced)
         if key not in self._known:
-            fast = rewrite.apply(copied(self.model), chosen)
+            fast = chosen.rewrite(copied(self.model))
             batches = self.held_out or (self.inputs,)
             self._known[key] = output_errors(_alike(runs(copied(self.model), fast, batches)))
         return self._known[key]
@@ -126,10 +129,10 @@ class Judge:
     def _as_planned(self, chosen: Plan, measured: dict[int, float]) -> Plan:
         """Undo layers that are far more off on the model's data than the plan says."""
         for i, off in measured.items():
-            planned = chosen.entries[i].error or 0.0
+            planned = chosen.entries[i].decision.error or 0.0
             if not off <= max(chosen.settings.tolerance, STRAY * planned):
-                reason = f"undone: on the model's data the layer is {off:.2%} off"
-                chosen = chosen.without(i, reason, missed=True)
+                reason = f"on the model's data the layer is {off:.2%} off"
+                chosen = chosen.without(i, _undone(reason))
         return chosen
 
     def _transparent(self, chosen: Plan) -> tuple[Plan, dict[int, float]]:
@@ -142,16 +145,16 @@ class Judge:
             alone = {i: self._probed(only(chosen, i))[0] for i in chosen.replaced}
             guilty = [i for i, found in alone.items() if found is not None] or chosen.replaced
             for i in guilty:
-                chosen = chosen.without(i, f"undone: {alone[i] or fault}", missed=True)
+                chosen = chosen.without(i, _undone(alone[i] or fault))
         return chosen, measured
 
     def _probed(self, chosen: Plan) -> tuple[str | None, dict[int, float]]:
         """Run the model with probes: what differs, and the errors of the layers."""
         meters = {i: ErrorMeter() for i in chosen.replaced}
-        probes: dict[int, list[Probe]] = {i: [] for i in chosen.replacements}
+        probes: dict[int, list[Probe]] = {i: [] for i in _cascades(chosen)}
 
         def make(index: int, weight: Tensor, bias: Tensor | None) -> CascadeConv2d:
-            geometry = chosen.entries[index].geometry
+            geometry = chosen.entries[index].subject.geometry
             assert geometry is not None
             probe = _exact(geometry, weight, bias)
             probe.watch(chosen.layer(index, weight, bias), meters[index])
@@ -160,7 +163,8 @@ class Judge:
 
         try:
             with quiet(self.model):
-                model, control = copied(self.model), rewrite.apply(copied(self.model), chosen, make)
+                model = copied(self.model)
+                control = rewrite.apply(copied(self.model), chosen.exchanges(make))
                 fault = difference(model, control, [self.inputs])
                 missing = next((i for i in probes if not _reached(chosen, i, probes[i])), None)
                 fault = fault or difference(model, control, self.held_out)
@@ -190,9 +194,19 @@ def only(chosen: Plan, index: int) -> Plan:
     return functools.reduce(lambda plan, other: plan.without(other, ""), others, chosen)
 
 
+def _cascades(chosen: Plan) -> list[int]:
+    """Indices of the entries that a cascade replaces."""
+    return [i for i, e in enumerate(chosen.entries) if isinstance(e.decision, Replaced)]
+
+
+def _undone(fault: str) -> Reason:
+    """Why a replacement is taken back."""
+    return Reason("unsound", "undone: the model differs", f"undone: {fault}")
+
+
 def _reached(chosen: Plan, index: int, probes: Sequence[Probe]) -> bool:
     """Whether the calls of a layer, in all runs on the example, have come to its place."""
-    calls = sum(count for _, count in chosen.entries[index].shapes)
+    calls = sum(count for _, count in chosen.entries[index].subject.shapes)
     return sum(probe.calls for probe in probes) >= RUNS * calls
 
 

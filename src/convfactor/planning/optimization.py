@@ -13,19 +13,23 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_structure
 
+from convfactor.conv.formats import MemoryFormat
 from convfactor.errors import PlanMismatchError, ToleranceError
+from convfactor.latency import compare
 from convfactor.model import rewrite
 from convfactor.model.copies import copied, isolated, quiet, told
 from convfactor.model.finding import Select
+from convfactor.model.formats import channels_last
 from convfactor.model.inputs import ModelInputs
+from convfactor.model.reasons import Reason
 from convfactor.planning import calibration as calibration_data
 from convfactor.planning.arguments import check_model, check_options
 from convfactor.planning.calibration import Split
 from convfactor.planning.judge import Judge
-from convfactor.planning.latency import compare
 from convfactor.planning.planner import make_plan
-from convfactor.planning.pricing import MemoryFormat
-from convfactor.plans.plan import Plan, Settings, WholeModel, channels_last
+from convfactor.plans.decisions import WholeModel
+from convfactor.plans.plan import Plan
+from convfactor.plans.settings import Settings
 from convfactor.progress import reporting
 
 WHOLE_SECONDS = 3.0
@@ -207,10 +211,11 @@ class _Job:
         """Keep the layers whose weight is not the user's, since a run has changed it."""
         for i in chosen.replaced:
             try:
-                rewrite.check(self.original, chosen.entries[i])
+                rewrite.check(self.original, chosen.entries[i].subject)
             except PlanMismatchError:
-                reason = "its weight is made or changed by the forward; run the model once before"
-                chosen = chosen.without(i, reason)
+                text = "its weight is made or changed by the forward; run the model once before"
+                short = "its weight is made by the forward"
+                chosen = chosen.without(i, Reason("unsupported", short, text))
         return chosen
 
     def compare(self, chosen: Plan) -> Plan:
@@ -223,11 +228,11 @@ class _Job:
             if whole.after.median < whole.before.median:
                 return replace(chosen, whole=whole)
             worst = min(chosen.replaced, key=lambda i: _saving(chosen, i))
-            chosen = chosen.without(
-                worst,
+            text = (
                 f"undone: the whole model took {whole.after.median * 1e3:.3g} ms with it, "
-                f"{whole.before.median * 1e3:.3g} ms without",
+                f"{whole.before.median * 1e3:.3g} ms without"
             )
+            chosen = chosen.without(worst, Reason("speed", "undone: no faster", text))
         return chosen
 
     def _measure(self, chosen: Plan, fast: nn.Module) -> WholeModel:
@@ -275,10 +280,10 @@ def _try(model: nn.Module, inputs: ModelInputs, wanted: str) -> None:
 
 def _saving(chosen: Plan, index: int) -> float:
     """Seconds that one replacement was measured to save."""
-    entry = chosen.entries[index]
-    if entry.before is None or entry.after is None:
+    cost = chosen.entries[index].decision.cost
+    if cost is None or cost.before is None or cost.after is None:
         return 0.0
-    return entry.before.median - entry.after.median
+    return cost.before.median - cost.after.median
 
 
 def _in_format(

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import functools
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from convfactor.conv.calls import convolution
 from convfactor.conv.cascade import Structure
+from convfactor.conv.formats import MemoryFormat
 from convfactor.conv.geometry import ConvGeometry
 from convfactor.conv.layer import CascadeConv2d
+from convfactor.latency import FEWEST_ROUNDS, Clock, compare
 from convfactor.model.sites import InputShape
-from convfactor.planning.latency import FEWEST_ROUNDS, Timing, compare
+from convfactor.plans.decisions import Cost
 
-MemoryFormat = Literal["as given", "channels_last"]
 QUICK, CAREFUL = 0.12, 0.6
 QUICK_ROUNDS = 3
 
@@ -28,16 +28,17 @@ class Price:
     """What a structure costs.
 
     Attributes:
-        relative: Cost over the original's; below 1 is cheaper.
+        cost: Before and after.
         memory_format: The format that gives this cost.
-        before: Time of the original; None where nothing is timed.
-        after: Time of the structure.
     """
 
-    relative: float
+    cost: Cost
     memory_format: MemoryFormat = "as given"
-    before: Timing | None = None
-    after: Timing | None = None
+
+    @property
+    def relative(self) -> float:
+        """Cost over the original's; below 1 is cheaper."""
+        return self.cost.relative
 
 
 class Pricing(Protocol):
@@ -58,7 +59,7 @@ class Multiplies:
 
     def quick(self, structure: Structure) -> Price:
         """Multiplies relative to the original's."""
-        return Price(structure.macs / self.geometry.macs)
+        return Price(Cost(macs_before=self.geometry.macs, macs_after=structure.macs))
 
     careful = quick
 
@@ -74,10 +75,11 @@ class Stopwatch:
     def __init__(
         self,
         geometry: ConvGeometry,
-        shapes: Counter[InputShape],
+        shapes: Sequence[tuple[InputShape, int]],
         dtype: torch.dtype,
         device: torch.device,
         known: dict[object, Price],
+        clock: Clock = compare,
     ) -> None:
         """Prepare inputs.
 
@@ -87,16 +89,18 @@ class Stopwatch:
             dtype: Dtype it runs in.
             device: Device it runs on.
             known: Prices already measured, shared between layers of one model.
+            clock: Times calls.
         """
         self._geometry = geometry
         self._dtype = dtype
         self._device = device
         self._known = known
-        self._key = (geometry, tuple(sorted(shapes.items(), key=repr)), dtype, device)
+        self._clock = clock
+        self._key = (geometry, tuple(sorted(shapes, key=repr)), dtype, device)
         generator = torch.Generator().manual_seed(0)
         self._weight = torch.randn(geometry.weight_shape, generator=generator).to(device, dtype)
         self._inputs = []
-        for shape, calls in shapes.items():
+        for shape, calls in shapes:
             x = torch.randn(shape.size, generator=generator).to(device, dtype)
             self._inputs.append((x, calls))
 
@@ -118,7 +122,9 @@ class Stopwatch:
     def _better(self) -> torch.memory_format:
         """The format in which the original is faster."""
         formats = (torch.contiguous_format, torch.channels_last)
-        timings = compare([self._original(f) for f in formats], self._device, QUICK)
+        timings = self._clock(
+            [self._original(f) for f in formats], self._device, QUICK, FEWEST_ROUNDS
+        )
         return formats[timings[0].median > timings[1].median]
 
     def _price(
@@ -138,12 +144,13 @@ class Stopwatch:
                 self._weight, None, weights, self._geometry, memory_format
             )
             calls.append(self._layer(layer))
-        timings = compare(calls, self._device, seconds, rounds)
+        timings = self._clock(calls, self._device, seconds, rounds)
         before = min(timings[: len(originals)], key=lambda t: t.median)
         after, name = min(
             zip(timings[len(originals) :], formats, strict=True), key=lambda pair: pair[0].median
         )
-        return Price(after.median / before.median, name, before, after)
+        cost = Cost(before, after, self._geometry.macs, structure.macs)
+        return Price(cost, name)
 
     def _original(self, memory_format: torch.memory_format) -> Callable[[], object]:
         """The original convolution on inputs of one format."""

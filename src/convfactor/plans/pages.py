@@ -7,19 +7,15 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from convfactor.conv.cascade import Cascade, Stage
-from convfactor.conv.geometry import Pair
+from convfactor.conv.geometry import ConvGeometry, Pair
 from convfactor.plans import report
-
-if TYPE_CHECKING:
-    from convfactor.conv.geometry import ConvGeometry
-    from convfactor.plans.plan import Entry, Plan
+from convfactor.plans.decisions import Decisions, Entry, Replaced
 
 LEVELS = 16
 MOST_PAIRS = 4
@@ -124,7 +120,7 @@ class Layer:
     bias_shift: float | None
 
 
-def to_html(plan: Plan, originals: Mapping[int, Tensor]) -> str:
+def to_html(plan: Decisions, originals: Mapping[int, Tensor]) -> str:
     """Fill in the page.
 
     Args:
@@ -164,21 +160,22 @@ def to_html(plan: Plan, originals: Mapping[int, Tensor]) -> str:
     )
 
 
-def _layers(plan: Plan, originals: Mapping[int, Tensor]) -> list[Layer]:
+def _layers(plan: Decisions, originals: Mapping[int, Tensor]) -> list[Layer]:
     """Prepare all entries."""
-    times = [t.median for e in plan.entries for t in (e.before, e.after) if t is not None]
+    costs = [e.decision.cost for e in plan.entries if e.decision.cost is not None]
+    times = [t.median for cost in costs for t in (cost.before, cost.after) if t is not None]
     layers = []
     for i, entry in enumerate(plan.entries):
-        bars = None
-        if entry.before is not None and entry.after is not None:
+        decision, geometry = entry.decision, entry.subject.geometry
+        bars, cost = None, decision.cost
+        if cost is not None and cost.before is not None and cost.after is not None:
             scale = 100 / (max(times) or 1)
-            bars = scale * entry.before.median, scale * entry.after.median
+            bars = scale * cost.before.median, scale * cost.after.median
         channels: list[Channels] = []
         shift = None
-        replacement = plan.replacements.get(i)
-        if replacement is not None and entry.geometry is not None:
-            channels = _strongest(replacement.cascade, entry.geometry, originals.get(i))
-            shift = float(replacement.bias_shift.abs().max())
+        if isinstance(decision, Replaced) and geometry is not None:
+            channels = _strongest(decision.cascade, geometry, originals.get(i))
+            shift = float(decision.bias_shift.abs().max())
         layers.append(Layer(i + 1, entry, report.row(entry), bars, channels, shift))
     return layers
 

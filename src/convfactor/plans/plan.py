@@ -1,173 +1,41 @@
-"""What to do with every large kernel of a model, and the files it is kept in."""
+"""The plan of a model: what it decides, applied, shown and kept."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import operator
 import os
-import platform
 import tempfile
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
-from convfactor.conv.accuracy import OutputErrors
-from convfactor.conv.bounds import Bounds
-from convfactor.conv.cascade import Cascade, Structure
-from convfactor.conv.geometry import ConvGeometry
 from convfactor.conv.layer import CascadeConv2d
 from convfactor.errors import PlanMismatchError
 from convfactor.model import rewrite
 from convfactor.model.copies import copied
-from convfactor.model.digests import digest
-from convfactor.model.sites import InputShape, Kind
-from convfactor.planning.latency import Timing
-from convfactor.planning.pricing import MemoryFormat
+from convfactor.model.formats import channels_last
+from convfactor.model.reasons import Reason
+from convfactor.model.rewrite import Exchange
+from convfactor.model.sites import Subject
 from convfactor.plans import pages, records, report, storage
-from convfactor.plans.settings import Settings as Settings
-from convfactor.plans.storage import PLAN_FILE as PLAN_FILE
-from convfactor.plans.storage import WEIGHTS_FILE as WEIGHTS_FILE
-from convfactor.plans.validation import check_tensors
-
-Decision = Literal["replaced", "kept"]
-
-
-@dataclass(frozen=True)
-class Environment:
-    """Where a plan was made; its times hold there."""
-
-    torch_version: str
-    device: str
-    machine: str
-    threads: int
-
-    @classmethod
-    def current(cls, device: torch.device) -> Environment:
-        """Describe this process."""
-        name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-        return cls(
-            torch_version=str(torch.__version__),
-            device=name,
-            machine=f"{platform.machine()}, {os.cpu_count()} cores",
-            threads=torch.get_num_threads(),
-        )
-
-
-@dataclass(frozen=True)
-class Entry:
-    """The decision on one large kernel and what led to it.
-
-    Attributes:
-        name: What the layer is called in the table.
-        kind: Module or functional call.
-        owners: Qualified names of the module, or of the module whose forward makes the call.
-        weight_name: Qualified name of the weight.
-        dtype: Dtype of the weight.
-        kernel_size: Taps per side.
-        geometry: The convolution's integers, None where it is not a 2-D convolution.
-        shapes: Input shapes of the calls, with their numbers in one run of the model.
-        decision: What is to be done.
-        reason: Why.
-        missed: Whether it was kept because nothing fast enough met the tolerance.
-        fingerprint: Digest of the weight that the cascade stands in for.
-        structure: The cascade, in input pixels.
-        memory_format: Format in which its stages run.
-        error: Relative error that the tolerance bounds.
-        errors: Errors on held-out data; None without calibration.
-        weight_error: Relative error of the composed kernel in the metric of the fit.
-        bounds: Worst-case bounds of the output error.
-        before: Seconds of the original in the better memory format, all calls of one run.
-        after: Seconds of the cascade, conversions included.
-        macs_before: Multiplies per output pixel of the original.
-        macs_after: Multiplies per output pixel of the cascade.
-    """
-
-    name: str
-    kind: Kind
-    owners: tuple[str, ...]
-    weight_name: str
-    dtype: str
-    kernel_size: tuple[int, ...]
-    geometry: ConvGeometry | None
-    shapes: tuple[tuple[InputShape, int], ...]
-    decision: Decision
-    reason: str
-    missed: bool = False
-    fingerprint: str = ""
-    structure: Structure | None = None
-    memory_format: MemoryFormat = "as given"
-    error: float | None = None
-    errors: OutputErrors | None = None
-    weight_error: float | None = None
-    bounds: Bounds | None = None
-    before: Timing | None = None
-    after: Timing | None = None
-    macs_before: int | None = None
-    macs_after: int | None = None
-
-    @property
-    def replaced(self) -> bool:
-        """Whether the layer is to be replaced."""
-        return self.decision == "replaced"
-
-    @property
-    def torch_format(self) -> torch.memory_format | None:
-        """Memory format for the layer that runs the cascade."""
-        return torch.channels_last if self.memory_format == "channels_last" else None
-
-
-@dataclass(frozen=True)
-class WholeModel:
-    """The model before and after, on held-out inputs (the example inputs without calibration).
-
-    Attributes:
-        errors: Relative errors of the outputs, one per output tensor.
-        before: Seconds of the original in the better memory format; None where nothing is timed.
-        after: Seconds of the rewritten model.
-        memory_format: The format in which the rewritten model was faster, and is returned.
-    """
-
-    errors: tuple[float, ...]
-    before: Timing | None
-    after: Timing | None
-    memory_format: MemoryFormat
+from convfactor.plans.decisions import Decisions, Entry, Kept, Replaced
 
 
 @dataclass(frozen=True, eq=False)
-class Replacement:
-    """The tensors of one replaced layer; also what ``CascadeConv2d`` is built from.
-
-    Attributes:
-        cascade: The cascade in the layer's dtype.
-        bias_shift: Float64 (C_out,).
-    """
-
-    cascade: Cascade
-    bias_shift: Tensor
-
-
-@dataclass(frozen=True, eq=False)
-class Plan:
+class Plan(Decisions):
     """Decisions on every large kernel of one model; printing it gives the report.
 
     Attributes:
         entries: The decisions in the order of the calls.
         settings: What was asked for.
         environment: Where it was measured.
-        metric: What the errors were measured on.
-        replacements: The cascades, by index into ``entries``.
+        calibration: What the errors were measured on.
         whole: The whole model before and after; None where nothing was applied.
     """
-
-    entries: tuple[Entry, ...]
-    settings: Settings
-    environment: Environment
-    metric: str
-    replacements: dict[int, Replacement] = field(default_factory=dict)
-    whole: WholeModel | None = None
 
     def apply(self, model: nn.Module) -> nn.Module:
         """Rewrite a copy of a model; the model itself is not touched.
@@ -181,10 +49,39 @@ class Plan:
         """
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module, got {_kind(model)}")
-        fast = rewrite.apply(copied(model), self)
+        fast = self.rewrite(copied(model))
         if self.whole is not None and self.whole.memory_format == "channels_last":
             fast = channels_last(fast)
         return fast
+
+    def rewrite(self, model: nn.Module) -> nn.Module:
+        """Rewrite a model in place and return it, in the memory format that it has.
+
+        Args:
+            model: A copy that may be changed.
+
+        Raises:
+            PlanMismatchError: As for ``apply``.
+        """
+        return rewrite.apply(model, self.exchanges(self.layer))
+
+    def exchanges(
+        self, make: Callable[[int, Tensor, Tensor | None], CascadeConv2d]
+    ) -> list[Exchange]:
+        """What is to be exchanged.
+
+        Args:
+            make: Makes the layer of an entry, named by its index, in place of a weight and a bias.
+        """
+        return [
+            Exchange(
+                self.entries[i].subject,
+                functools.partial(make, i)
+                if isinstance(self.entries[i].decision, Replaced)
+                else None,
+            )
+            for i in self.replaced
+        ]
 
     def layer(self, index: int, weight: Tensor, bias: Tensor | None) -> CascadeConv2d:
         """Make the layer of a replaced entry.
@@ -195,35 +92,28 @@ class Plan:
             bias: The original bias, or None.
         """
         entry = self.entries[index]
-        assert entry.geometry is not None
-        return CascadeConv2d.from_weight(
-            weight, bias, self.replacements[index], entry.geometry, entry.torch_format
-        )
+        decision, geometry = entry.decision, entry.subject.geometry
+        assert isinstance(decision, Replaced)
+        assert geometry is not None
+        return CascadeConv2d.from_weight(weight, bias, decision, geometry, decision.torch_format)
 
-    @property
-    def replaced(self) -> list[int]:
-        """Indices of the entries that are to be replaced."""
-        return [i for i, entry in enumerate(self.entries) if entry.replaced]
-
-    def extended(self, entry: Entry, replacement: Replacement | None) -> Plan:
+    def extended(self, entry: Entry) -> Plan:
         """Add one decision."""
-        added = {} if replacement is None else {len(self.entries): replacement}
-        return replace(
-            self, entries=(*self.entries, entry), replacements={**self.replacements, **added}
-        )
+        return replace(self, entries=(*self.entries, entry))
 
-    def without(self, index: int, reason: str, missed: bool = False) -> Plan:
+    def without(self, index: int, reason: Reason | str) -> Plan:
         """Keep one layer after all.
 
         Args:
             index: Of its entry.
-            reason: Why.
-            missed: Whether it was to be replaced, and what it does to the model forbids that.
+            reason: Why; of a text, the layer counts as one that you did not select.
         """
-        entry = replace(self.entries[index], decision="kept", reason=reason, missed=missed)
-        entries = (*self.entries[:index], entry, *self.entries[index + 1 :])
-        left = {i: r for i, r in self.replacements.items() if i != index}
-        return replace(self, entries=entries, replacements=left)
+        entry = self.entries[index]
+        if isinstance(reason, str):
+            reason = Reason.brief("unselected", reason)
+        if not isinstance(entry.decision, Kept):
+            entry = replace(entry, decision=Kept(reason, entry.decision.tried))
+        return replace(self, entries=(*self.entries[:index], entry, *self.entries[index + 1 :]))
 
     def __str__(self) -> str:
         """Table of the decisions with the whole model under it."""
@@ -260,7 +150,7 @@ class Plan:
 
     def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
         """Make the record that ``save`` keeps beside the weights, and write it to a file."""
-        return _written(records.write(self, digest(self._tensors())), path)
+        return _written(records.write(self)[0], path)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the plan as JSON and its cascades as safetensors; no pickle.
@@ -274,9 +164,7 @@ class Plan:
         Raises:
             OSError: The disk is full, or may not be written; an older plan stays as it was.
         """
-        tensors = self._tensors()
-        sha256 = digest(tensors)
-        storage.write(Path(folder), records.write(self, sha256), tensors, sha256)
+        storage.write(Path(folder), *records.write(self))
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Plan:
@@ -288,52 +176,32 @@ class Plan:
         """
         path = Path(folder)
         try:
-            plan, sha256 = records.read(storage.read_record(path), cls)
-            tensors = storage.read_tensors(path, sha256)
-            return replace(plan, replacements=_replacements(plan.entries, tensors))
+            return records.read(
+                storage.read_record(path), functools.partial(storage.read_tensors, path), cls
+            )
         except FileNotFoundError:
             raise
         except Exception as error:  # whatever a damaged file leads the readers to raise
             raise ValueError(f"{path} does not hold a plan that can be read: {error}") from error
 
-    def _tensors(self) -> dict[str, Tensor]:
-        """The tensors to keep, by name."""
-        tensors = {}
-        for i, replacement in self.replacements.items():
-            for j, stage in enumerate(replacement.cascade.stages):
-                tensors[_weight_name(i, j)] = _plain(stage.weight)
-            tensors[_shift_name(i)] = _plain(replacement.bias_shift)
-        return tensors
-
     def _kernels(self, model: nn.Module) -> dict[int, Tensor]:
         """The original kernels of the replaced layers, by index into ``entries``."""
         self.apply(model)  # refuses any other model
-        return {i: _kernel(model, self.entries[i]) for i in self.replacements}
+        return {
+            i: _kernel(model, entry.subject)
+            for i, entry in enumerate(self.entries)
+            if isinstance(entry.decision, Replaced)
+        }
 
 
-def channels_last(model: nn.Module) -> nn.Module:
-    """Bring the weights of 2-D convolutions into channels_last; ``model.to`` refuses 3-D ones.
-
-    For weights that read one channel, ``contiguous`` would leave the strides as they are, and
-    torch the convolution in the slower format.
-    """
-    for tensor in (*model.parameters(), *model.buffers()):
-        if tensor.dim() == 4:
-            tensor.data = tensor.data.to(memory_format=torch.channels_last)
-    for module in model.modules():
-        if isinstance(module, CascadeConv2d):
-            module.output_format = torch.channels_last  # as a convolution with such a weight gives
-    return model
-
-
-def _kernel(model: nn.Module, entry: Entry) -> Tensor:
-    """The weight of an entry; a graph may know the module by one of its names only."""
-    names = [entry.weight_name, *(f"{owner}.weight" for owner in entry.owners)]
+def _kernel(model: nn.Module, subject: Subject) -> Tensor:
+    """The weight of a layer; a graph may know the module by one of its names only."""
+    names = [subject.weight_name, *(f"{owner}.weight" for owner in subject.owners)]
     for name in names:
         with contextlib.suppress(AttributeError):
             weight: Tensor = operator.attrgetter(name)(model)
             return weight
-    raise PlanMismatchError(f"layer {entry.name}: the model has none of {', '.join(names)}")
+    raise PlanMismatchError(f"layer {subject.name}: the model has none of {', '.join(names)}")
 
 
 def _kind(value: object) -> str:
@@ -355,37 +223,3 @@ def _written(text: str, path: str | os.PathLike[str] | None) -> str:
             fresh.write_text(text, encoding="utf-8", newline="")
             os.replace(fresh, target)
     return text
-
-
-def _plain(tensor: Tensor) -> Tensor:
-    """Copy a tensor to memory of its own, as safetensors wants it."""
-    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-
-
-def _weight_name(index: int, stage: int) -> str:
-    """Name of a stage's weight in the file."""
-    return f"{index}.stages.{stage}.weight"
-
-
-def _shift_name(index: int) -> str:
-    """Name of a change of the bias in the file."""
-    return f"{index}.bias_shift"
-
-
-def _replacements(entries: tuple[Entry, ...], tensors: dict[str, Tensor]) -> dict[int, Replacement]:
-    """Pair the structures with their weights; none may be missing, and none be left."""
-    found = {}
-    left = dict(tensors)
-    for i, entry in enumerate(entries):
-        if entry.replaced and entry.structure is not None:
-            names = [_weight_name(i, j) for j in range(len(entry.structure.stages))]
-            try:
-                weights = [left.pop(name) for name in names]
-                shift = left.pop(_shift_name(i))
-            except KeyError as error:
-                raise ValueError(f"the tensor {error} is missing") from error
-            check_tensors(entry.structure, entry.dtype, weights, shift)
-            found[i] = Replacement(entry.structure.cascade(weights), shift)
-    if left:
-        raise ValueError(f"the tensor {next(iter(left))!r} belongs to no entry")
-    return found

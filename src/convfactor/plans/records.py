@@ -7,15 +7,18 @@ import json
 import math
 import reprlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, get_args, get_origin
+from typing import Any, TypeVar, get_args, get_origin
 
 import cattrs
-from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, override
+import torch
+from cattrs.strategies import configure_tagged_union
+from torch import Tensor
 
-from convfactor.plans.validation import check_plan, is_sha256
-
-if TYPE_CHECKING:
-    from convfactor.plans.plan import Plan
+from convfactor.conv.cascade import Cascade, Structure
+from convfactor.model.digests import digest
+from convfactor.plans.circumstances import Calibration
+from convfactor.plans.decisions import Decision, Decisions
+from convfactor.plans.validation import check_plan, check_weights, is_sha256
 
 FORMAT = 2
 LARGEST = 4 << 20  # characters; a layer takes two thousand
@@ -23,35 +26,41 @@ MOST_VALUES = 1 << 18  # a layer takes a hundred; reading this many takes half a
 SEAL = "sha256"
 
 
-def write(plan: Plan, tensors_sha256: str) -> str:
+def write(plan: Decisions) -> tuple[str, dict[str, Tensor], str]:
     """Write everything but the tensors, whose digest stands for them.
+
+    Returns:
+        The record, the tensors by name, and their digest.
 
     Raises:
         ValueError: The plan is so large that it would not be read again.
     """
-    values = _converter(type(plan)).unstructure(plan)
-    record = {"format": FORMAT, "tensors_sha256": tensors_sha256, **values}
+    tensors: dict[str, Tensor] = {}
+    values = _converter(tensors).unstructure(plan)
+    sha256 = digest(tensors)
+    record = {"format": FORMAT, "tensors_sha256": sha256, **values}
     text = json.dumps({SEAL: _seal(record), **record}, indent=2, allow_nan=False) + "\n"
     if len(text) > LARGEST:
         raise ValueError(
             f"plan must take at most {LARGEST} characters of JSON, got {len(text)} for "
             f"{len(plan.entries)} entries; plan fewer layers at a time, with select"
         )
-    return text
+    return text, tensors, sha256
 
 
-def read(text: str, kind: type[Plan]) -> tuple[Plan, str]:
-    """Read a plan without its tensors.
+P = TypeVar("P", bound=Decisions)
+
+
+def read(text: str, tensors_of: Callable[[str], dict[str, Tensor]], kind: type[P]) -> P:
+    """Read a plan.
 
     A record that was changed after it was written is refused as a damaged one is: a decision can't
     be changed without its tensors, and figures that nobody has measured help nobody.
 
     Args:
         text: What ``write`` made.
+        tensors_of: Gives the tensors that have a digest.
         kind: The class of the plan.
-
-    Returns:
-        The plan, and the digest of its tensors.
 
     Raises:
         ValueError: Text or values are not such as ``write`` makes.
@@ -74,11 +83,14 @@ def read(text: str, kind: type[Plan]) -> tuple[Plan, str]:
         tensors_sha256 = record.pop("tensors_sha256", None)
         if not is_sha256(tensors_sha256):
             raise ValueError("tensors_sha256 must be a digest")
-        plan = _converter(kind).structure(record, kind)
+        tensors = tensors_of(tensors_sha256)
+        plan = _converter(tensors).structure(record, kind)
+        if tensors:
+            raise ValueError(f"the tensor {next(iter(tensors))!r} belongs to no entry")
         check_plan(plan)
     except Exception as error:  # whatever a damaged text leads the readers to raise
         raise ValueError(_told(error)[:500]) from error
-    return plan, tensors_sha256
+    return plan
 
 
 def _seal(record: dict[str, Any]) -> str:
@@ -99,8 +111,12 @@ def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is not JSON")
 
 
-def _converter(kind: type[Plan]) -> cattrs.Converter:
-    """Converter to JSON's types; it has no infinity, which is written as a string."""
+def _converter(tensors: dict[str, Tensor]) -> cattrs.Converter:
+    """Converter to JSON's types; it has no infinity, which is written as a string.
+
+    Args:
+        tensors: Takes the tensors that are written, and gives those that are read.
+    """
     converter = cattrs.Converter(forbid_extra_keys=True)
 
     def is_tuple(hint: Any) -> bool:
@@ -115,21 +131,42 @@ def _converter(kind: type[Plan]) -> cattrs.Converter:
         # Stops at the first error: a hostile list may hold a million.
         return tuple(converter.structure(v, h) for v, h in zip(value, hints, strict=True))
 
+    def write_tensor(tensor: Tensor) -> str:
+        name = str(len(tensors))
+        # Memory of its own, as safetensors wants it.
+        tensors[name] = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        return name
+
+    def read_tensor(name: Any, _: Any) -> Tensor:
+        if name not in tensors:
+            raise ValueError(f"the tensor {reprlib.repr(name)} is missing")
+        return tensors.pop(name)
+
+    def write_cascade(cascade: Cascade) -> dict[str, Any]:
+        return {
+            "structure": converter.unstructure(cascade.structure),
+            "weights": [write_tensor(stage.weight) for stage in cascade.stages],
+        }
+
+    def read_cascade(value: Any, _: Any) -> Cascade:
+        structure = converter.structure(value["structure"], Structure)
+        weights = converter.structure(value["weights"], tuple[Tensor, ...])
+        check_weights(structure, weights)
+        return structure.cascade(weights)
+
     converter.register_structure_hook_func(is_tuple, read_tuple)
     for simple in (bool, int, str):
         converter.register_structure_hook(simple, _reader(simple))
     converter.register_structure_hook(float, _read_float)
     converter.register_unstructure_hook(float, _write_float)
-    elsewhere = override(omit=True)  # tensors are not for JSON
-    converter.register_unstructure_hook(
-        kind, make_dict_unstructure_fn(kind, converter, replacements=elsewhere)
-    )
-    converter.register_structure_hook(
-        kind,
-        make_dict_structure_fn(
-            kind, converter, _cattrs_forbid_extra_keys=True, replacements=elsewhere
-        ),
-    )
+    converter.register_structure_hook(Tensor, read_tensor)
+    converter.register_unstructure_hook(Tensor, write_tensor)
+    converter.register_structure_hook(Cascade, read_cascade)
+    converter.register_unstructure_hook(Cascade, write_cascade)
+    for union, tag in ((Decision, "decision"), (Calibration, "errors_on")):
+        configure_tagged_union(
+            union, converter, tag_name=tag, tag_generator=lambda kind: kind.__name__.lower()
+        )
     return converter
 
 

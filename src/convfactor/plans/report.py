@@ -6,18 +6,15 @@ import csv
 import io
 import re
 from collections.abc import Iterable
-from functools import reduce
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from convfactor.conv.geometry import Pair
-from convfactor.planning.latency import Timing
-
-if TYPE_CHECKING:
-    from convfactor.plans.plan import Entry, Plan, WholeModel
+from convfactor.latency import Timing
+from convfactor.plans.decisions import Decisions, Entry, Replaced, WholeModel
 
 WIDTH = 200  # more than the columns can take together, so that nothing is cut off
 
@@ -55,44 +52,44 @@ FIGURES = ("error", "worst_batch", "worst_channel", "border", "before", "after")
 MOST_WIDTH = {"layer": 24, "structure": 24, "reason": 30}
 
 COLUMNS = {
-    "layer": "name",
-    "kind": "kind",
-    "owners": "owners",
-    "weight": "weight_name",
-    "weight_sha256": "fingerprint",
-    "dtype": "dtype",
-    "kernel_size": "kernel_size",
-    "in_channels": "geometry.in_channels",
-    "out_channels": "geometry.out_channels",
-    "stride": "geometry.stride",
-    "dilation": "geometry.dilation",
-    "groups": "geometry.groups",
-    "padding_left_right_top_bottom": "geometry.padding",
-    "padding_mode": "geometry.padding_mode",
-    "decision": "decision",
-    "reason": "reason",
+    "layer": "subject.name",
+    "kind": "subject.kind",
+    "owners": "subject.owners",
+    "weight": "subject.weight_name",
+    "weight_sha256": "subject.fingerprint",
+    "dtype": "subject.dtype",
+    "kernel_size": "subject.kernel_size",
+    "in_channels": "subject.geometry.in_channels",
+    "out_channels": "subject.geometry.out_channels",
+    "stride": "subject.geometry.stride",
+    "dilation": "subject.geometry.dilation",
+    "groups": "subject.geometry.groups",
+    "padding_left_right_top_bottom": "subject.geometry.padding",
+    "padding_mode": "subject.geometry.padding_mode",
+    "decision": "decision.label",
+    "reason": "decision.why",
     "missed_tolerance": "missed",
-    "stages": "structure",
-    "memory_format": "memory_format",
-    "relative_error": "error",
-    "relative_error_worst_batch": "errors.worst_batch",
-    "relative_error_worst_channel": "errors.worst_channel",
-    "relative_error_border": "errors.border",
-    "relative_weight_error": "weight_error",
-    "bound_l_inf": "bounds.l_inf",
-    "bound_spectral": "bounds.spectral",
-    "before_median_s": "before.median",
-    "before_lower_quartile_s": "before.low",
-    "before_upper_quartile_s": "before.high",
-    "after_median_s": "after.median",
-    "after_lower_quartile_s": "after.low",
-    "after_upper_quartile_s": "after.high",
-    "multiplies_per_output_pixel_before": "macs_before",
-    "multiplies_per_output_pixel_after": "macs_after",
+    "stages": "decision.structure",
+    "memory_format": "decision.memory_format",
+    "relative_error": "decision.error",
+    "relative_error_worst_batch": "decision.errors.worst_batch",
+    "relative_error_worst_channel": "decision.errors.worst_channel",
+    "relative_error_border": "decision.errors.border",
+    "relative_weight_error": "decision.weight_error",
+    "bound_l_inf": "decision.bounds.l_inf",
+    "bound_spectral": "decision.bounds.spectral",
+    "before_median_s": "decision.cost.before.median",
+    "before_lower_quartile_s": "decision.cost.before.low",
+    "before_upper_quartile_s": "decision.cost.before.high",
+    "after_median_s": "decision.cost.after.median",
+    "after_lower_quartile_s": "decision.cost.after.low",
+    "after_upper_quartile_s": "decision.cost.after.high",
+    "multiplies_per_output_pixel_before": "decision.cost.macs_before",
+    "multiplies_per_output_pixel_after": "decision.cost.macs_after",
 }
 
 
-def to_text(plan: Plan) -> str:
+def to_text(plan: Decisions) -> str:
     """Table of the decisions, what they were measured on, and the whole model."""
     if not plan.entries:
         return nothing(plan)
@@ -123,7 +120,7 @@ def to_text(plan: Plan) -> str:
     return "\n".join([*_header(plan), *lines, *_footer(plan)])
 
 
-def to_markdown(plan: Plan) -> str:
+def to_markdown(plan: Decisions) -> str:
     """The same as a table of GitHub's Markdown."""
     if not plan.entries:
         return nothing(plan) + "\n"
@@ -144,7 +141,7 @@ def to_markdown(plan: Plan) -> str:
     return "\n\n".join([*_header(plan), "\n".join(lines), *_footer(plan)]) + "\n"
 
 
-def to_csv(plan: Plan) -> str:
+def to_csv(plan: Decisions) -> str:
     """One line per decision for other programs: full precision, seconds, empty where unknown."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
@@ -156,29 +153,30 @@ def to_csv(plan: Plan) -> str:
 
 def row(entry: Entry) -> Row:
     """Cells of one entry."""
-    kernel = "x".join(map(str, entry.kernel_size)) or entry.kind
-    if entry.geometry is not None:
-        geometry = entry.geometry
+    subject, decision = entry.subject, entry.decision
+    kernel = "x".join(map(str, subject.kernel_size)) or subject.kind
+    geometry = subject.geometry
+    if geometry is not None:
         kernel += f" {geometry.in_channels}->{geometry.out_channels}"
         kernel += f" /{sides(geometry.stride)}" if geometry.stride != (1, 1) else ""
         kernel += f" @{sides(geometry.dilation)}" if geometry.dilation != (1, 1) else ""
         kernel += f" g{geometry.groups}" if geometry.groups > 1 else ""
-    errors = entry.errors
-    structure = "" if entry.structure is None else str(entry.structure)
-    if entry.memory_format == "channels_last":
+    structure = "" if decision.structure is None else str(decision.structure)
+    if isinstance(decision, Replaced) and decision.memory_format == "channels_last":
         structure += ", channels_last"
+    errors, cost = decision.errors, decision.cost
     return Row(
-        layer=entry.name,
+        layer=subject.name,
         kernel=kernel,
-        decision=entry.decision,
+        decision=decision.label,
         structure=structure,
-        error=percent(entry.error),
+        error=percent(decision.error),
         worst_batch=percent(None if errors is None else errors.worst_batch),
         worst_channel=percent(None if errors is None else errors.worst_channel),
         border=percent(None if errors is None else errors.border),
-        before=_milliseconds(entry.before),
-        after=_milliseconds(entry.after),
-        reason=entry.reason,
+        before=_milliseconds(None if cost is None else cost.before),
+        after=_milliseconds(None if cost is None else cost.after),
+        reason=decision.why,
     )
 
 
@@ -187,20 +185,20 @@ def sides(pair: Pair) -> str:
     return "x".join(map(str, dict.fromkeys(pair)))
 
 
-def nothing(plan: Plan) -> str:
+def nothing(plan: Decisions) -> str:
     """Why there is no table."""
     least = plan.settings.min_kernel_size
     return f"no convolution with a kernel of {least} or more taps on a side; the model is unchanged"
 
 
-def replaced(plan: Plan) -> str:
+def replaced(plan: Decisions) -> str:
     """How many layers of how many are replaced."""
     return f"{len(plan.replaced)} of {len(plan.entries)} {subjects(plan)} replaced"
 
 
-def subjects(plan: Plan) -> str:
+def subjects(plan: Decisions) -> str:
     """What the entries of a plan are."""
-    transforms = sum(entry.kind == "transform" for entry in plan.entries)
+    transforms = sum(entry.subject.kind == "transform" for entry in plan.entries)
     name = "wavelet transform" if transforms == len(plan.entries) else "large-kernel layer"
     if 0 < transforms < len(plan.entries):
         return "large-kernel layers and wavelet transforms"
@@ -218,11 +216,11 @@ def spread(timing: Timing) -> str:
     return f"{median:.3g} ms [{low:.3g}..{high:.3g}]"
 
 
-def _header(plan: Plan) -> list[str]:
+def _header(plan: Decisions) -> list[str]:
     """What the figures mean and where they hold."""
     settings, environment = plan.settings, plan.environment
-    measured = "relative output error" if plan.metric != "white noise" else "weight error"
-    lines = [f"tolerance {settings.tolerance:g} ({measured}; {plan.metric})"]
+    measured = "relative output error" if plan.calibrated else "weight error"
+    lines = [f"tolerance {settings.tolerance:g} ({measured}; {plan.calibration})"]
     if settings.objective == "macs":
         lines.append("objective: multiplies, nothing was timed")
     lines.append(
@@ -232,18 +230,18 @@ def _header(plan: Plan) -> list[str]:
     return lines
 
 
-def _footer(plan: Plan) -> list[str]:
+def _footer(plan: Decisions) -> list[str]:
     """The whole model."""
     lines = [replaced(plan)]
     if plan.whole is not None:
-        lines.append(_whole(plan.whole, plan.metric))
+        lines.append(_whole(plan.whole, plan.calibrated))
     return lines
 
 
-def _whole(whole: WholeModel, metric: str) -> str:
+def _whole(whole: WholeModel, calibrated: bool) -> str:
     """Errors and times of the whole model."""
     text = f"whole model: output error {output_error(whole)}"
-    if metric == "white noise":
+    if not calibrated:
         text += " on the example inputs"
     if whole.before is None or whole.after is None:
         return text
@@ -276,9 +274,9 @@ def _literal(text: str) -> str:
 
 def _value(entry: Entry, path: str) -> Any:
     """An attribute for a CSV cell, None where something on the way to it is unknown."""
-    value: Any = reduce(
-        lambda owner, name: None if owner is None else getattr(owner, name), path.split("."), entry
-    )
+    value: Any = entry
+    for name in path.split("."):
+        value = getattr(value, name, None)
     if isinstance(value, tuple):
-        return (";" if path == "owners" else "x").join(map(str, value))
+        return (";" if path.endswith("owners") else "x").join(map(str, value))
     return value if value is None or isinstance(value, (float, int)) else str(value)

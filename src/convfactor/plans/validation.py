@@ -4,29 +4,27 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
 
 from torch import Tensor, nn
 
 from convfactor.conv.cascade import Structure
 from convfactor.conv.geometry import ConvGeometry
 from convfactor.conv.layer import check_fit
-from convfactor.planning.latency import Timing
-
-if TYPE_CHECKING:
-    from convfactor.plans.plan import Entry, Plan
+from convfactor.latency import Timing
+from convfactor.model.sites import Subject
+from convfactor.plans.decisions import Decision, Decisions, Entry, Replaced, Swapped
 
 DTYPES = ("float64", "float32", "float16", "bfloat16")
 LARGEST_KERNEL = 1 << 27  # values of a composed kernel: a gigabyte in float64
 _MODULE = nn.Module()
 
 
-def check_plan(plan: Plan) -> None:
+def check_plan(plan: Decisions) -> None:
     """Refuse values that no planner makes.
 
     Args:
-        plan: A plan whose values have the right types; its tensors are not looked at.
+        plan: A plan whose values have the right types.
 
     Raises:
         ValueError: One is out of range, or does not fit the others.
@@ -39,25 +37,19 @@ def check_plan(plan: Plan) -> None:
         _check_entry(entry)
 
 
-def check_tensors(structure: Structure, dtype: str, weights: list[Tensor], shift: Tensor) -> None:
-    """Refuse tensors that are not the weights of a cascade.
+def check_weights(structure: Structure, weights: Sequence[Tensor]) -> None:
+    """Refuse tensors that are not the weights of a structure.
 
     Args:
         structure: The cascade.
-        dtype: Name of the weights' dtype.
         weights: One per stage.
-        shift: Change of the bias, float64 (C_out,).
 
     Raises:
-        ValueError: A dtype or shape is another one, or a value is not finite.
+        ValueError: There are more or fewer, or a shape is another one.
     """
-    wanted: list[tuple[tuple[int, ...], str]]
-    wanted = [(stage.weight_shape, dtype) for stage in structure.stages]
-    wanted.append(((structure.stages[-1].out_channels,), "float64"))
-    for tensor, (shape, name) in zip([*weights, shift], wanted, strict=True):
-        found = (tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
-        _demand(found == (shape, name), "tensors", f"must be {shape} {name}, got {found}")
-        _demand(bool(tensor.isfinite().all()), "tensors", "must be finite, got Inf or NaN")
+    found = [tuple(weight.shape) for weight in weights]
+    wanted = [stage.weight_shape for stage in structure.stages]
+    _demand(found == wanted, "weights", f"must have the shapes {wanted}, got {found}")
 
 
 def is_sha256(value: object) -> bool:
@@ -73,44 +65,59 @@ def _demand(fine: bool, where: str, message: str) -> None:
 
 def _check_entry(entry: Entry) -> None:
     """Refuse what is wrong with an entry."""
-    where = f"layer {entry.name[:80]!r}"
+    subject, decision = entry.subject, entry.decision
+    where = f"layer {subject.name[:80]!r}"
+    _check_subject(where, subject)
+    _check_figures(where, decision)
+    structure = decision.tried.structure if decision.tried is not None else None
+    if structure is not None:
+        _check_structure(where, structure)
+    if isinstance(decision, Replaced):
+        _check_replaced(where, subject, decision)
+    elif isinstance(decision, Swapped):
+        _demand(subject.kind == "transform", where, "only a transform is swapped")
+        _demand(is_sha256(subject.fingerprint), where, "fingerprint must be a digest")
+
+
+def _check_subject(where: str, subject: Subject) -> None:
+    """Refuse what can't be found in a model."""
     _demand(
-        bool(entry.owners) and all(map(_names_module, entry.owners)),
+        bool(subject.owners) and all(map(_names_module, subject.owners)),
         where,
-        f"owners must be qualified names of modules, got {entry.owners}",
+        f"owners must be qualified names of modules, got {subject.owners}",
     )
-    owner, _, last = entry.weight_name.rpartition(".")
+    owner, _, last = subject.weight_name.rpartition(".")
     _demand(
-        not entry.weight_name or (_names_module(owner) and _names_module(last) and bool(last)),
+        not subject.weight_name or (_names_module(owner) and _names_module(last) and bool(last)),
         where,
-        f"weight_name must be the qualified name of a tensor, got {entry.weight_name!r}",
+        f"weight_name must be the qualified name of a tensor, got {subject.weight_name!r}",
     )
-    _demand(_are_counts(entry.kernel_size), where, f"kernel_size has {entry.kernel_size}")
-    for shape, calls in entry.shapes:
+    _demand(_are_counts(subject.kernel_size), where, f"kernel_size has {subject.kernel_size}")
+    for shape, calls in subject.shapes:
         _demand(calls >= 1 and min(shape.size, default=0) >= 0, where, "shapes must be counts")
-    _check_figures(where, entry)
-    if entry.geometry is not None:
-        _check_geometry(where, entry.geometry)
-        same = entry.geometry.kernel_size == entry.kernel_size
+    if subject.geometry is not None:
+        _check_geometry(where, subject.geometry)
+        same = subject.geometry.kernel_size == subject.kernel_size
         _demand(same, where, "kernel_size is not that of its geometry")
-    if entry.structure is not None:
-        _check_structure(where, entry.structure)
-    if entry.replaced:
-        _check_replaced(where, entry)
 
 
-def _check_figures(where: str, entry: Entry) -> None:
+def _check_figures(where: str, decision: Decision) -> None:
     """Refuse impossible errors, times and multiplies."""
-    errors = [entry.error, entry.weight_error]
-    if entry.errors is not None:
-        errors += [entry.errors.pooled, entry.errors.worst_batch]
-        errors += [entry.errors.worst_channel, entry.errors.border]
-    if entry.bounds is not None:
-        errors += [entry.bounds.l_inf, entry.bounds.spectral]
+    errors = [decision.error]
+    if decision.errors is not None:
+        errors += [decision.errors.pooled, decision.errors.worst_batch]
+        errors += [decision.errors.worst_channel, decision.errors.border]
+    if isinstance(decision, Replaced):
+        errors += [decision.weight_error, decision.bounds.l_inf, decision.bounds.spectral]
     _demand(_are_errors(errors), where, "errors and bounds must be >= 0")
-    _check_timings(where, entry.before, entry.after)
-    macs = [count for count in (entry.macs_before, entry.macs_after) if count is not None]
-    _demand(_are_counts(macs), where, "multiplies must be >= 1")
+    cost = decision.cost
+    if cost is not None:
+        _check_timings(where, cost.before, cost.after)
+        macs = [count for count in (cost.macs_before, cost.macs_after) if count is not None]
+        _demand(_are_counts(macs), where, "multiplies must be >= 1")
+        pairs = ((cost.before, cost.after), (cost.macs_before, cost.macs_after))
+        paired = all((before is None) == (after is None) for before, after in pairs)
+        _demand(paired and any(before for before, _ in pairs), where, "a cost has two sides")
 
 
 def _check_timings(where: str, *timings: Timing | None) -> None:
@@ -143,17 +150,21 @@ def _check_structure(where: str, structure: Structure) -> None:
         _demand(divides, where, f"groups of a stage must divide its channels, got {stage}")
 
 
-def _check_replaced(where: str, entry: Entry) -> None:
+def _check_replaced(where: str, subject: Subject, decision: Replaced) -> None:
     """Refuse a replacement that does not take the layer's place."""
-    _demand(is_sha256(entry.fingerprint), where, "fingerprint must be a digest")
-    if entry.kind == "transform":
-        _demand(entry.structure is None, where, "a transform has no structure")
-        return
-    geometry, structure = entry.geometry, entry.structure
-    if geometry is None or structure is None:
-        raise ValueError(f"{where}: what is replaced must have a geometry and a structure")
-    _demand(bool(entry.weight_name), where, "what is replaced must have a weight_name")
-    _demand(entry.dtype in DTYPES, where, f"dtype must be one of {DTYPES}, got {entry.dtype!r}")
+    _demand(is_sha256(subject.fingerprint), where, "fingerprint must be a digest")
+    geometry, structure = subject.geometry, decision.structure
+    if geometry is None or subject.kind == "transform":
+        raise ValueError(f"{where}: what a cascade replaces must be a 2-D convolution")
+    _demand(bool(subject.weight_name), where, "what is replaced must have a weight_name")
+    _demand(subject.dtype in DTYPES, where, f"dtype must be one of {DTYPES}, got {subject.dtype!r}")
+    tensors = [(stage.weight, subject.dtype) for stage in decision.cascade.stages]
+    for tensor, dtype in (*tensors, (decision.bias_shift, "float64")):
+        found = str(tensor.dtype).removeprefix("torch.")
+        _demand(found == dtype, where, f"tensors must be {dtype}, got {found}")
+        _demand(bool(tensor.isfinite().all()), where, "tensors must be finite, got Inf or NaN")
+    wanted, shape = (geometry.out_channels,), tuple(decision.bias_shift.shape)
+    _demand(shape == wanted, where, f"bias_shift must have the shape {wanted}, got {shape}")
     check_fit(geometry, structure)
     channels = structure.stages[0].in_channels // structure.groups * geometry.out_channels
     for sides in (structure.span, geometry.extent):

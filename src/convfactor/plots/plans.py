@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import textwrap
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from convfactor.latency import Timing
+from convfactor.plans.decisions import Decision, Kept
 from convfactor.plans.plan import Plan
 from convfactor.plots.style import BLUE, styled
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-    from convfactor.planning.latency import Timing
-    from convfactor.plans.plan import Entry
 
 DARK = "#5A5A5A"
 TRIED = "tried, not taken"
@@ -55,17 +51,13 @@ def plot_plan(plan: Plan) -> Figure:
     counted = plan.settings.objective == "macs"
     kinds = ["before", "after"]
     for row, entry in enumerate(plan.entries):
-        before: Timing | int | None = entry.macs_before if counted else entry.before
-        after: Timing | int | None = entry.macs_after if counted else entry.after
-        kind = "after" if entry.replaced else TRIED
-        if before is not None:
-            _draw_bar(axis, row - 0.2, before, "before")
-        if after is not None:
-            _draw_bar(axis, row + 0.2, after, kind)
-            if kind not in kinds:
-                kinds.append(kind)
+        cost, kind = entry.decision.cost, "after" if entry.replaced else TRIED
+        if cost is not None:
+            _draw_bar(axis, row - 0.2, cost.macs_before if counted else cost.before, "before")
+            _draw_bar(axis, row + 0.2, cost.macs_after if counted else cost.after, kind)
+            kinds += [kind] if kind not in kinds else []
         axis.text(
-            1.01, row, _outcome(entry), transform=axis.get_yaxis_transform(), va="center",
+            1.01, row, _outcome(entry.decision), transform=axis.get_yaxis_transform(), va="center",
             color="black" if entry.replaced else DARK,
         )  # fmt: skip
     axis.set_yticks(range(count), [_tail(entry.name, 48) for entry in plan.entries])
@@ -81,8 +73,10 @@ def plot_plan(plan: Plan) -> Figure:
     return figure
 
 
-def _draw_bar(axis: Axes, row: float, cost: Timing | int, kind: str) -> None:
-    """A bar of multiplies, or of milliseconds with whiskers."""
+def _draw_bar(axis: Axes, row: float, cost: Timing | int | None, kind: str) -> None:
+    """A bar of multiplies, or of milliseconds with whiskers; none of what is unknown."""
+    if cost is None:
+        return
     if isinstance(cost, int):
         axis.barh(row, cost, 0.36, linewidth=0.8, **BARS[kind])
         return
@@ -93,15 +87,14 @@ def _draw_bar(axis: Axes, row: float, cost: Timing | int, kind: str) -> None:
     )
 
 
-def _outcome(entry: Entry) -> str:
+def _outcome(decision: Decision) -> str:
     """What became of a layer, short enough to stand beside its bars."""
-    error = "" if entry.error is None else f"error {100 * entry.error:.3g}%"
-    if entry.replaced:
-        structure = "" if entry.structure is None else str(entry.structure)
-        return "\n".join(text for text in (error, structure) if text)
-    reason = entry.reason.rpartition(", but ")[2].partition(":")[0]
-    reason = textwrap.shorten(reason, 46, placeholder=" ...")
-    return "\n".join(text for text in (f"kept: {reason}", error) if text)
+    error = "" if decision.error is None else f"error {100 * decision.error:.3g}%"
+    if isinstance(decision, Kept):
+        lines = [f"kept: {decision.reason.short}", error]
+    else:
+        lines = [error, "" if decision.structure is None else str(decision.structure)]
+    return "\n".join(filter(None, lines))
 
 
 def _headline(plan: Plan) -> str:

@@ -31,6 +31,10 @@ class Timing:
     high: float
 
 
+# Times several calls on a device, for some seconds and for a least number of rounds.
+Clock = Callable[[Sequence[Callable[[], object]], torch.device, float, int], list[Timing]]
+
+
 def compare(
     calls: Sequence[Callable[[], object]],
     device: torch.device,

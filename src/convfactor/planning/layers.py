@@ -1,0 +1,315 @@
+"""Decide for one large kernel: which structure, or none, and why."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from convfactor.conv.accuracy import OutputErrors, layer_errors
+from convfactor.conv.calls import convolution
+from convfactor.conv.cascade import Cascade, Structure
+from convfactor.conv.geometry import ConvGeometry, Pair
+from convfactor.conv.layer import CascadeConv2d
+from convfactor.factorization.budget import Budget
+from convfactor.factorization.factorizer import Factorization, Factorizer, Report
+from convfactor.factorization.families import Family, families, separable_pair
+from convfactor.factorization.search import Ladder
+from convfactor.factorization.solvers import Effort
+from convfactor.latency import Clock, compare
+from convfactor.model.reasons import Reason
+from convfactor.model.sites import Site
+from convfactor.planning.calibration import SiteData
+from convfactor.planning.pricing import Multiplies, Price, Pricing, Stopwatch
+from convfactor.plans.decisions import Decision, Kept, Replaced, Tried
+from convfactor.plans.settings import Settings
+
+WIDTH_MULTIPLE = 8
+LARGEST_PATCH = 8192
+CLEARLY_FASTER = 0.95
+# A wider structure has a smaller error; it is taken for this share of the original's time.
+NEARLY_FREE = 0.02
+# Processor time for the solves of one layer.
+LAYER_SECONDS = 120.0
+# White noise added to the sampled patches, which lowers the error on unseen ones: by 15 % for a
+# 5x5 64->32 layer of SRCNN, by 2 % for 9x9 layers of a style network.
+SHRINKAGE = 1e-3
+
+
+@dataclass(eq=False)
+class Layer:
+    """A site with the structures that are cheap enough for it.
+
+    Structures have their taps on the kernel's own grid where they are solved, and in input pixels
+    where they are priced, kept and run.
+
+    Attributes:
+        site: The convolution.
+        settings: What was asked for.
+        pricing: Says what a structure costs.
+        ladders: Affordable structures, family by family.
+        cheapest: The cheapest that was priced, in pixels.
+    """
+
+    site: Site
+    settings: Settings
+    pricing: Pricing
+    ladders: list[list[Structure]] = field(default_factory=list)
+    cheapest: tuple[Structure, Price] | None = None
+
+    @classmethod
+    def price(
+        cls, site: Site, settings: Settings, known: dict[object, Price], clock: Clock = compare
+    ) -> Layer:
+        """Price the structures of a site.
+
+        Args:
+            site: The convolution.
+            settings: What was asked for.
+            known: Prices already measured, shared between the layers of one model.
+            clock: Times calls.
+        """
+        geometry = site.geometry
+        pricing: Pricing = Multiplies(geometry)
+        multiple = 1
+        if settings.objective == "latency":
+            weight, shapes = site.weight, site.subject.shapes
+            pricing = Stopwatch(geometry, shapes, weight.dtype, weight.device, known, clock)
+            multiple = WIDTH_MULTIPLE
+        layer = cls(site, settings, pricing)
+        for family in _candidates(geometry, settings):
+            rungs = layer._affordable(family.ladder(geometry.macs, multiple), layer.bar)
+            if rungs:
+                layer.ladders.append(rungs)
+        return layer
+
+    @property
+    def bar(self) -> float:
+        """Relative cost from which a replacement is worth it."""
+        return 1 / self.settings.min_speedup
+
+    @property
+    def margin(self) -> Pair:
+        """Taps around the kernel that the moments need, where they can be afforded."""
+        kernel = self.site.geometry
+        factorizer = Factorizer(self.site.weight, kernel)
+        margins = [factorizer.margin(rungs[0]) for rungs in self.ladders]
+        rows, cols = max(m[0] for m in margins), max(m[1] for m in margins)
+        height, width = kernel.kernel_size
+        per_group = kernel.in_channels // kernel.groups
+        if per_group * (height + 2 * rows) * (width + 2 * cols) > LARGEST_PATCH:
+            return 0, 0
+        return rows, cols
+
+    def decide(self, data: SiteData | None, report: Report) -> Decision:
+        """Solve the structures and choose.
+
+        Args:
+            data: What the calibration knows; None for white noise.
+            report: Told what is being solved.
+        """
+        moments = None if data is None else data.moments
+        if not self.ladders:
+            return self._too_slow()
+        if moments is not None and not bool(moments.covariance.any()):
+            return Kept(Reason.brief("constant", "its input does not vary in the calibration data"))
+        factorizer = Factorizer(
+            self.site.weight.detach(),
+            self.site.geometry,
+            moments,
+            ridge=SHRINKAGE,
+            seed=self.settings.seed,
+            report=report,
+            budget=Budget(LAYER_SECONDS),
+        )
+        bench = Bench(factorizer, self.site, [] if data is None else data.held_out)
+        found: list[Ladder[Trial]] = []
+        fastest = math.inf
+        missed: list[Trial] = []
+        for affordable in self.ladders:
+            limit = min(self.bar, fastest * CLEARLY_FASTER)
+            rungs = self._affordable([s for s in affordable if factorizer.fits(s)], limit)
+            ladder = Ladder(rungs, bench.solve, self.settings.tolerance, factorizer.budget)
+            trial = ladder.cheapest()
+            if trial is not None:
+                found.append(ladder)
+                fastest = min(fastest, self._quick(trial.structure).relative)
+            elif ladder.nearest is not None:
+                missed.append(ladder.nearest)
+        if found:
+            return self._best(found)
+        return self._missed(factorizer, missed)
+
+    def _best(self, found: Sequence[Ladder[Trial]]) -> Decision:
+        """Take the cheapest of several, as wide as costs next to nothing."""
+        priced = [(self._careful(ladder.best.structure), ladder) for ladder in found]
+        price, ladder = min(priced, key=lambda one: one[0].relative)
+        quick = self._quick(ladder.best.structure).relative
+        limit = min(self.bar - NEARLY_FREE, quick + NEARLY_FREE)
+        wider = ladder.widen(lambda s: self._quick(s).relative <= limit)
+        trial = ladder.finished()
+        if wider:
+            price = self._careful(trial.structure)
+        if price.relative <= self.bar:
+            return self._replaced(trial, price)
+        text = f"{trial.structure} meets the tolerance, but {price.cost}, timed carefully"
+        tried = Tried(self._pixels(trial.structure), price.cost)
+        return Kept(Reason("speed", f"{price.cost}", text), tried)
+
+    def _replaced(self, trial: Trial, price: Price) -> Replaced:
+        """Write down a replacement."""
+        factorization = trial.factorization
+        return Replaced(
+            cascade=factorization.cascade.dilated(self.site.geometry.dilation),
+            bias_shift=factorization.bias_shift,
+            memory_format=price.memory_format,
+            cost=price.cost,
+            error=trial.error,
+            errors=trial.errors,
+            weight_error=factorization.error,
+            bounds=factorization.bounds,
+        )
+
+    def _missed(self, factorizer: Factorizer, missed: Sequence[Trial]) -> Kept:
+        """Say what came closest to the tolerance."""
+        if not missed:
+            large = (factorizer.too_large(rungs[0]) for rungs in self.ladders)
+            reason = next(filter(None, large), "")
+            if not reason:
+                return self._too_slow()
+            text = f"too large to be solved: {reason}"
+            return Kept(Reason("size", "too large to be solved", text), self._tried)
+        nearest = min(missed, key=lambda trial: trial.error)
+        cheap = "fast" if self.settings.objective == "latency" else "cheap"
+        text = (
+            f"tolerance: {nearest.structure}, the closest of those {cheap} enough, has an error of "
+            f"{nearest.error:.2%}"
+        )
+        if factorizer.budget.cut_short:
+            text += f" ({LAYER_SECONDS:g} s cut the search short)"
+        pixels, cost = self._pixels(nearest.structure), self._quick(nearest.structure).cost
+        tried = Tried(pixels, cost, nearest.error, nearest.errors)
+        return Kept(Reason("tolerance", "tolerance", text), tried)
+
+    def _too_slow(self) -> Kept:
+        """Say what the fastest structure would cost."""
+        if not self.site.geometry.overlaps:
+            text = "its kernel is not larger than its stride, so that no cascade gains"
+            return Kept(Reason("speed", "kernel not larger than its stride", text), self._tried)
+        if self.cheapest is None:
+            return Kept(Reason.brief("speed", "no cascade has fewer multiplies"))
+        structure, price = self.cheapest
+        text = f"no structure is faster: the fastest tried, {structure}, {price.cost}"
+        return Kept(Reason("speed", "no structure is faster", text), self._tried)
+
+    @property
+    def _tried(self) -> Tried | None:
+        """The cheapest structure, which was not solved."""
+        if self.cheapest is None:
+            return None
+        structure, price = self.cheapest
+        return Tried(structure, price.cost)
+
+    def _affordable(self, rungs: Sequence[Structure], limit: float) -> list[Structure]:
+        """The rungs up to the widest whose price is within a limit.
+
+        Where the price would reach the limit, if it grew with the multiplies, is tried next. One
+        chain per channel is often too slow already.
+        """
+        low, high = 0, len(rungs)
+        rung = 0 if rungs and rungs[0].is_chain else high - 1
+        steps = 0
+        while low < high:
+            structure, price = self._pixels(rungs[rung]), self._quick(rungs[rung])
+            if self.cheapest is None or price.relative < self.cheapest[1].relative:
+                self.cheapest = structure, price
+            if price.relative <= limit:
+                low = rung + 1
+            else:
+                high = rung
+            wanted = structure.macs * limit / price.relative
+            rung = max((i for i in range(low, high) if rungs[i].macs <= wanted), default=low)
+            steps += 1
+            if steps > 3:
+                rung = (low + high) // 2
+        return list(rungs[:low])
+
+    def _quick(self, structure: Structure) -> Price:
+        """A price good enough to search with."""
+        return self.pricing.quick(self._pixels(structure))
+
+    def _careful(self, structure: Structure) -> Price:
+        """A price to decide on."""
+        return self.pricing.careful(self._pixels(structure))
+
+    def _pixels(self, structure: Structure) -> Structure:
+        """A structure on the kernel's own grid, in input pixels."""
+        return structure.dilated(self.site.geometry.dilation)
+
+
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """A solved structure and its error on data that the fit did not see."""
+
+    factorization: Factorization
+    errors: OutputErrors | None
+
+    @property
+    def cascade(self) -> Cascade:
+        """The cascade, its taps on the kernel's own grid."""
+        return self.factorization.cascade
+
+    @property
+    def structure(self) -> Structure:
+        """The cascade without its weights, on the same grid."""
+        return self.cascade.structure
+
+    @property
+    def exact(self) -> bool:
+        """Whether only rounding is left."""
+        return self.factorization.exact
+
+    @property
+    def error(self) -> float:
+        """What the tolerance bounds."""
+        return self.factorization.error if self.errors is None else self.errors.pooled
+
+
+class Bench:
+    """Solves structures for one site and measures them on its held-out inputs."""
+
+    def __init__(
+        self, factorizer: Factorizer, site: Site, held_out: Sequence[Sequence[Tensor]]
+    ) -> None:
+        """Run the original on its held-out inputs, so that it is there to compare with."""
+        self._factorizer = factorizer
+        self._site = site
+        with torch.no_grad():
+            self._pairs = [
+                (x, convolution(x, site.weight, site.bias, site.geometry))
+                for batch in held_out
+                for x in batch
+            ]
+
+    def solve(self, structure: Structure, effort: Effort, starts: Sequence[Cascade]) -> Trial:
+        """Solve, round to the layer's dtype, and measure on full outputs."""
+        factorization = self._factorizer.attempt(structure, effort, starts)
+        if not self._pairs:
+            return Trial(factorization, None)
+        site, geometry = self._site, self._site.geometry
+        pixels = replace(factorization, cascade=factorization.cascade.dilated(geometry.dilation))
+        layer = CascadeConv2d.from_weight(site.weight, site.bias, pixels, geometry)
+        return Trial(factorization, layer_errors(layer, self._pairs, geometry))
+
+
+def _candidates(kernel: ConvGeometry, settings: Settings) -> list[Family]:
+    """What to try, in turn; a later one has to be clearly faster than the best before it."""
+    cascades = families(kernel)
+    if settings.structures == "cascade":
+        return cascades
+    pair = list(separable_pair(kernel))
+    # For single channels the pair is solved at once, and few cascades are faster.
+    return [*pair, *cascades] if kernel.is_depthwise else [*cascades, *pair]
