@@ -100,7 +100,7 @@ def test_everything_is_written_and_can_be_loaded(folder, capsys, state, kind, ca
     model = mine.net()
     model.load_state_dict(state)
     fast = plan.apply(model)
-    assert len(plan.replacements) == 1
+    assert len(plan.replaced) == 1
     exported = torch.export.load("out/model.pt2").module()
     torch.testing.assert_close(exported(images()), fast(images()))
     torch.testing.assert_close(fast(images()), model(images()), rtol=1e-3, atol=1e-4)
@@ -137,7 +137,7 @@ def test_tied_weights_from_a_file_that_holds_them_once(folder):
     model[1].weight, model[1].bias = model[0].weight, model[0].bias
     save_model(model, "weights.safetensors")
     assert optimize("mine:tied", "--weights", "weights.safetensors") == 0
-    assert Plan.load("out").entries[0].owners == ("0", "1")
+    assert Plan.load("out").entries[0].subject.owners == ("0", "1")
 
 
 def test_a_model_that_can_not_be_exported_is_optimized_all_the_same(folder, capsys):

@@ -18,7 +18,8 @@ from torch import nn
 import convfactor
 from convfactor import Cascade, Plan, Stage, StageShape, Structure, factorize, plots
 from convfactor.latency import Timing
-from convfactor.plans.plan import WholeModel
+from convfactor.model.reasons import Reason
+from convfactor.plans.decisions import Cost, Entry, Kept, Swapped, Tried, WholeModel
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -309,19 +310,20 @@ def counted() -> Plan:
 
 def timed(plan: Plan, count: int) -> Plan:
     """The plan as if it had been timed; every third layer was kept, every fifth never timed."""
+    taken = plan.entries[1].decision
     entries = []
     for i in range(count):
-        entry = replace(plan.entries[1], name=f"layer{i}")
         before, after = Timing(1e-3 * (i + 2), 1e-3 * (i + 1), 1e-3 * (i + 4)), Timing(5e-4, 0, 1)
-        entry = replace(entry, before=before, after=replace(after, high=6e-4))
+        cost = Cost(before, replace(after, high=6e-4), 100, 36)
+        decision = replace(taken, cost=cost)
         if i % 3 == 2:
-            reason = "tolerance: 3x3 3x3 (1), the closest of those fast enough, has 12 %"
-            entry = replace(entry, decision="kept", reason=reason, missed=True, error=0.12)
-        if i % 5 == 4:
-            entry = replace(
-                entry, decision="kept", reason="it has hooks", before=None, after=None, error=None
+            text = "tolerance: 3x3 3x3 (1), the closest of those fast enough, has 12 %"
+            decision = Kept(
+                Reason("tolerance", "tolerance", text), Tried(taken.structure, cost, 0.12)
             )
-        entries.append(entry)
+        if i % 5 == 4:
+            decision = Kept(Reason("unsupported", "it has hooks", "it has hooks: remove them"))
+        entries.append(Entry(replace(plan.entries[1].subject, name=f"layer{i}"), decision))
     settings = replace(plan.settings, objective="latency")
     whole = WholeModel((0.01,), Timing(4e-2, 4e-2, 4e-2), Timing(1e-2, 1e-2, 1e-2), "as given")
     return replace(plan, entries=tuple(entries), settings=settings, whole=whole)
@@ -337,10 +339,10 @@ def test_plan_bars_are_the_milliseconds_with_quartiles(counted, count):
     figure = drawn(plots.plot_plan(plan))
     wanted, quartiles = [], []
     for entry in plan.entries:
-        for timing in (entry.before, entry.after):
-            if timing is not None:
-                wanted.append(1e3 * timing.median)
-                quartiles.append((1e3 * timing.low, 1e3 * timing.high))
+        cost = entry.decision.cost
+        for timing in () if cost is None else (cost.before, cost.after):
+            wanted.append(1e3 * timing.median)
+            quartiles.append((1e3 * timing.low, 1e3 * timing.high))
     assert_allclose([bar.get_width() for bar in bars(figure)], wanted)
     whiskers = [c.get_segments()[0] for c in figure.axes[0].collections]
     assert_allclose([(a[0], b[0]) for a, b in whiskers], quartiles)
@@ -361,10 +363,22 @@ def test_kept_layers_say_why_and_have_empty_bars(counted):
 
 
 def test_the_reason_that_decided_is_shown(counted):
-    reason = "3x3 3x3 (1) meets the tolerance, but 1.75x slower, timed carefully"
-    entry = replace(counted.entries[1], decision="kept", reason=reason, error=None)
+    text = "3x3 3x3 (1) meets the tolerance, but 1.75x slower, timed carefully"
+    decision = Kept(Reason("speed", "1.75x slower", text))
+    entry = replace(counted.entries[1], decision=decision)
     figure = drawn(plots.plot_plan(replace(counted, entries=(entry,))))
-    assert "kept: 1.75x slower, timed carefully" in texts(figure)
+    assert "kept: 1.75x slower" in texts(figure)
+    assert not bars(figure)
+
+
+def test_a_swapped_transform_shows_its_error_and_no_stages(counted):
+    cost = Cost(Timing(4e-3, 3e-3, 5e-3), Timing(2e-3, 1e-3, 3e-3))
+    entry = replace(counted.entries[1], decision=Swapped(cost, 0.0125))
+    settings = replace(counted.settings, objective="latency")
+    figure = drawn(plots.plot_plan(replace(counted, entries=(entry,), settings=settings)))
+    assert "error 1.25%" in texts(figure)
+    assert_allclose([bar.get_width() for bar in bars(figure)], [4, 2])
+    assert any(text.startswith("1 of 1 layer replaced") for text in texts(figure))
 
 
 def test_without_a_clock_the_bars_are_multiplies(counted):
@@ -375,7 +389,7 @@ def test_without_a_clock_the_bars_are_multiplies(counted):
 
 
 def test_an_empty_plan_says_so(counted):
-    empty = replace(counted, entries=(), replacements={}, whole=None)
+    empty = replace(counted, entries=(), whole=None)
     assert texts(drawn(plots.plot_plan(empty))) == [str(empty)]
 
 
@@ -389,7 +403,8 @@ def test_what_is_no_plan_is_named(counted, wrong):
 
 def test_long_names_keep_their_end(counted):
     long = "backbone." * 8 + "7.conv"
-    plan = replace(counted, entries=(replace(counted.entries[1], name=long),))
+    subject = replace(counted.entries[1].subject, name=long)
+    plan = replace(counted, entries=(replace(counted.entries[1], subject=subject),))
     (label,) = drawn(plots.plot_plan(plan)).axes[0].get_yticklabels()
     assert label.get_text() == "..." + long[-45:]
 

@@ -200,7 +200,7 @@ def _huge(rng: random.Random, folder: Path) -> None:
     opened = ["[" * count, '{"a":' * count, "[" * count + "]" * count, "1" * count]
     flat = [f'"{"x" * count}"', "[" + "[]," * (count // 3) + "[]]", "[" + "1," * count + "1]"]
     filled = rng.choice([*opened, *flat])
-    at = rng.choice(['"metric": ', '"entries": ', '"name": ', '"format": ', '"owners": '])
+    at = rng.choice(['"calibration": ', '"entries": ', '"name": ', '"format": ', '"owners": '])
     path.write_text(rng.choice([filled, text.replace(at, f"{at}{filled}, {at}", 1)]))
 
 

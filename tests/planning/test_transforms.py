@@ -6,8 +6,13 @@ from torch import nn
 
 import convfactor
 from convfactor import PlanMismatchError, wavelets
+from convfactor.latency import Timing, compare
 from convfactor.model import transforms
+from convfactor.model.finding import find
 from convfactor.model.inputs import ModelInputs
+from convfactor.planning.job import Job
+from convfactor.planning.transforms import measure
+from convfactor.plans.settings import Settings
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -30,22 +35,27 @@ def image():
     return torch.rand(1, 2, 128, 128, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.fixture
-def faster(monkeypatch):
-    """Let every replacement be twice as fast, so that no clock decides the test."""
-
-    def compare(calls, device, seconds=0):
-        times = [convfactor.latency.Timing(t, t, t) for t in (2.0, 1.0)]
-        return [times[i % 2] for i in range(len(calls))]
-
-    for module in (transforms, convfactor.optimization):
-        monkeypatch.setattr(module, "compare", compare)
+def twice_as_fast(calls, device, seconds, rounds):
+    """Every replacement is twice as fast, so that no clock decides a test."""
+    return [Timing(t, t, t) for t in (2.0, 1.0)] * (len(calls) // 2)
 
 
-def test_transforms_are_swapped_and_their_own_convolutions_are_no_sites(image, faster):
+def job(model, image, select=None, **settings):
+    return Job.read(model, image, None, Settings(**settings), select, None, twice_as_fast)
+
+
+def plan_of(model, image, **options):
+    return job(model, image, **options).plan(False, None)
+
+
+def optimized(model, image):
+    return job(model, image).optimize(False, None)
+
+
+def test_transforms_are_swapped_and_their_own_convolutions_are_no_sites(image):
     model = Shrink()
-    fast, plan = convfactor.optimize(model, image)
-    assert [(e.name, e.kind, e.decision) for e in plan.entries] == [
+    fast, plan = optimized(model, image)
+    assert [(e.name, e.subject.kind, e.decision.label) for e in plan.entries] == [
         ("analysis", "transform", "replaced"),
         ("synthesis", "transform", "replaced"),
     ]
@@ -55,8 +65,8 @@ def test_transforms_are_swapped_and_their_own_convolutions_are_no_sites(image, f
     torch.testing.assert_close(fast(image), model(image), atol=1e-5, rtol=0)
 
 
-def test_a_saved_plan_swaps_them_again_and_refuses_other_filters(image, faster, tmp_path):
-    fast, plan = convfactor.optimize(Shrink(), image)
+def test_a_saved_plan_swaps_them_again_and_refuses_other_filters(image, tmp_path):
+    fast, plan = optimized(Shrink(), image)
     plan.save(tmp_path)
     loaded = convfactor.Plan.load(tmp_path)
     assert torch.equal(loaded.apply(Shrink())(image), fast(image))
@@ -64,9 +74,9 @@ def test_a_saved_plan_swaps_them_again_and_refuses_other_filters(image, faster, 
         loaded.apply(Shrink(biort="near_sym_b"))
 
 
-def test_the_pass_swaps_leaves(image, faster):
+def test_the_pass_swaps_leaves(image):
     model = Shrink()
-    plan = convfactor.plan(model, image)
+    plan = plan_of(model, image)
     result = convfactor.fx.FactorizeConvs(plan)(convfactor.fx.trace(model))
     assert result.modified
     kinds = {type(module) for module in result.graph_module.modules()}
@@ -75,29 +85,30 @@ def test_the_pass_swaps_leaves(image, faster):
     torch.testing.assert_close(result.graph_module(image), model(image), atol=1e-5, rtol=0)
 
 
-def test_they_are_kept_where_nothing_is_timed_or_they_are_not_selected(image, faster):
+def test_they_are_kept_where_nothing_is_timed_or_they_are_not_selected(image):
     for options in ({"objective": "macs"}, {"select": lambda name, module: False}):
-        plan = convfactor.plan(Shrink(), image, **options)
-        assert [e.decision for e in plan.entries] == ["kept", "kept"]
+        plan = plan_of(Shrink(), image, **options)
+        assert [e.decision.label for e in plan.entries] == ["kept", "kept"]
         assert all(e.reason for e in plan.entries)
 
 
 def test_a_real_comparison(image):
     model = Shrink()
-    sites = transforms.find(model, ModelInputs.read(image), None)
+    sites = find(model, ModelInputs.read(image))
     assert [len(site.calls) for site in sites] == [1, 1]
     for site in sites:
-        found = transforms.measure(site, transforms.replacement(site.module), torch.device("cpu"))
-        assert found.error < 1e-6
-        assert min(found.before.median, found.after.median) > 0
+        fast = transforms.replacement(site.module)
+        error, cost = measure(site, fast, torch.device("cpu"), compare)
+        assert error < 1e-6
+        assert min(cost.before.median, cost.after.median) > 0
     assert not any(m._forward_pre_hooks for m in model.modules())
 
 
-def test_a_hooked_transform_is_kept(image, faster):
+def test_a_hooked_transform_is_kept(image):
     model = Shrink()
     model.synthesis.register_forward_hook(lambda module, args, output: None)
-    plan = convfactor.plan(model, image)
-    assert [e.decision for e in plan.entries] == ["replaced", "kept"]
+    plan = plan_of(model, image)
+    assert [e.decision.label for e in plan.entries] == ["replaced", "kept"]
     assert "hooks" in plan.entries[1].reason
 
 
@@ -115,16 +126,16 @@ def test_fingerprints_tell_levels_and_trainable_filters_apart():
     assert transforms.fingerprint(again) == transforms.fingerprint(made[0])
 
 
-def test_a_filter_made_trainable_is_swapped_with_its_values(image, faster):
+def test_a_filter_made_trainable_is_swapped_with_its_values(image):
     model = Shrink()
     model.synthesis.g0o = nn.Parameter(1.25 * model.synthesis.g0o)
-    fast, plan = convfactor.optimize(model, image)
-    assert [e.decision for e in plan.entries] == ["replaced", "replaced"]
+    fast, plan = optimized(model, image)
+    assert [e.decision.label for e in plan.entries] == ["replaced", "replaced"]
     assert [name for name, _ in fast.named_parameters()] == ["synthesis.g0o"]
     torch.testing.assert_close(fast(image), model(image), atol=1e-5, rtol=0)
 
 
-def test_a_call_that_has_no_equal_keeps_the_original(faster):
+def test_a_call_that_has_no_equal_keeps_the_original():
     """The original takes seven orientations at level 1 and reads six of them."""
 
     class Odd(nn.Module):
@@ -136,6 +147,6 @@ def test_a_call_that_has_no_equal_keeps_the_original(faster):
             bands = x.new_ones(1, 1, 7, x.shape[2] // 2, x.shape[3] // 2, 2)
             return self.synthesis((x, [bands]))
 
-    plan = convfactor.plan(Odd(), torch.rand(1, 1, 64, 64))
-    assert [e.decision for e in plan.entries] == ["kept"]
+    plan = plan_of(Odd(), torch.rand(1, 1, 64, 64))
+    assert [e.decision.label for e in plan.entries] == ["kept"]
     assert "no faster equal: yh[0]: bands of level 1 must have 6" in plan.entries[0].reason

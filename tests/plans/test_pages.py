@@ -19,10 +19,20 @@ from tiny import Functional, batches, conv, images
 from torch import nn
 
 import convfactor
-from convfactor import Bounds, ConvGeometry, Plan, PlanMismatchError, StageShape, Structure
+from convfactor import (
+    Bounds,
+    Cascade,
+    ConvGeometry,
+    Plan,
+    PlanMismatchError,
+    StageShape,
+    Structure,
+)
 from convfactor.conv.accuracy import OutputErrors
 from convfactor.latency import Timing
-from convfactor.plans.plan import Replacement, WholeModel
+from convfactor.model.reasons import Reason
+from convfactor.plans.circumstances import WhiteNoise
+from convfactor.plans.decisions import Cost, Entry, Replaced, Swapped, WholeModel
 
 VOID = {"meta", "br", "wbr", "rect", "path"}
 CHROMIUM = next(
@@ -56,7 +66,7 @@ def big(plan) -> Plan:
         Structure((StageShape(4, 2, (3, 3), dilation=(2, 2)),) * 1, (2, 2)),
     ]
     time = Timing(0.0123, 0.0101, 0.0209)
-    entries, replacements = [], {}
+    entries = []
     names = [f"encoder.stages.{i}.blocks.3.depthwise_convolution_in_a_block" for i in range(20)]
     names[:3] = "<script>alert('x')</script>&", "a|b\n`c`", "x" * 150
     for i, name in enumerate(names):
@@ -68,31 +78,30 @@ def big(plan) -> Plan:
             first.in_channels, last.out_channels, size, structure.stride, dilation=dilation,
             groups=structure.groups,
         )  # fmt: skip
-        entry = replace(
-            plan.entries[0],
-            name=name,
-            kernel_size=size,
-            geometry=geometry,
-            structure=structure,
-            before=Timing(0.0123 * (i + 1), 0.01 * (i + 1), 0.02 * (i + 1)),
-            after=time,
+        subject = replace(plan.entries[0].subject, name=name, kernel_size=size, geometry=geometry)
+        decision = replace(
+            plan.entries[0].decision,
+            cascade=structure.random(seed=i, dtype=torch.float32),
+            bias_shift=torch.zeros(last.out_channels).double(),
+            cost=Cost(
+                Timing(0.0123 * (i + 1), 0.01 * (i + 1), 0.02 * (i + 1)),
+                time,
+                geometry.macs,
+                structure.macs,
+            ),
             error=0.0123,
-            macs_before=geometry.macs,
-            macs_after=structure.macs,
             bounds=Bounds(3.25, math.inf),
             errors=OutputErrors(0.0123, 0.5, math.inf, None),
-            reason="2.34x faster",
         )
         if i % 5 == 4:
-            entry = replace(
-                plan.entries[3], name=name, missed=i == 4, reason="tolerance: " + "much " * 20
+            reason = Reason(
+                "tolerance" if i == 4 else "unsupported", "tolerance", "tolerance: " + "much " * 20
             )
-        else:
-            cascade = structure.random(seed=i, dtype=torch.float32)
-            replacements[i] = Replacement(cascade, torch.zeros(last.out_channels).double())
-        entries.append(entry)
+            decision = replace(plan.entries[3].decision, reason=reason)
+            subject = replace(plan.entries[3].subject, name=name)
+        entries.append(Entry(subject, decision))
     whole = WholeModel((0.0345, math.inf), replace(time, median=0.0456), time, "channels_last")
-    return replace(plan, entries=tuple(entries), replacements=replacements, whole=whole)
+    return replace(plan, entries=tuple(entries), whole=whole)
 
 
 class Page(HTMLParser):
@@ -197,12 +206,12 @@ def test_the_pictures_show_the_kernels(plan):
 
 def test_the_error_is_magnified_by_the_factor_it_names(plan):
     module = model()
-    rough = replace(plan, replacements=dict(plan.replacements))
-    first = plan.replacements[0]
+    first = plan.entries[0].decision
     stages = first.cascade.stages
     weight = stages[0].weight * 1.02
     cascade = replace(first.cascade, stages=(replace(stages[0], weight=weight), *stages[1:]))
-    rough.replacements[0] = replace(first, cascade=cascade)
+    entry = replace(plan.entries[0], decision=replace(first, cascade=cascade))
+    rough = replace(plan, entries=(entry, *plan.entries[1:]))
     page = Page(rough.to_html(model=module))
     label, parts = next(svg for svg in page.svgs if ", error" in svg[0])
     factor = float(re.search(r"error x([\d.e+]+),", label)[1])
@@ -214,7 +223,7 @@ def test_the_error_is_magnified_by_the_factor_it_names(plan):
 
 
 def test_stages_of_a_depthwise_layer_compose_to_its_kernel(plan):
-    alone = replace(plan, entries=plan.entries[1:2], replacements={0: plan.replacements[1]})
+    alone = replace(plan, entries=plan.entries[1:2])
     page = Page(alone.to_html())
     for channel in (0, 1):
         start = f"output channel {channel}, input channel {channel}, "
@@ -223,6 +232,15 @@ def test_stages_of_a_depthwise_layer_compose_to_its_kernel(plan):
         (composed,) = page.kernels(start + "composed kernel")
         made = convolve2d(first, second)
         assert np.corrcoef(made.ravel(), composed.ravel())[0, 1] > 0.98
+
+
+def taken(entry: Entry, cascade: Cascade) -> Entry:
+    """The entry with a cascade in the layer's place, whatever was decided."""
+    shift = torch.zeros(entry.subject.geometry.out_channels, dtype=torch.float64)
+    cost = Cost(None, None, entry.subject.geometry.macs, cascade.structure.macs)
+    bounds = Bounds(1.0, 1.0)
+    decision = Replaced(cascade, shift, "as given", cost, 0.5, None, 0.5, bounds)
+    return replace(entry, decision=decision)
 
 
 def test_ways_through_hidden_channels_are_counted():
@@ -234,8 +252,7 @@ def test_ways_through_hidden_channels_are_counted():
     cascade = replace(
         cascade, stages=(replace(cascade.stages[0], weight=weight), cascade.stages[1])
     )
-    shown = replace(planned, replacements={0: Replacement(cascade, torch.zeros(2))})
-    shown = replace(shown, entries=(replace(planned.entries[0], decision="replaced"),))
+    shown = replace(planned, entries=(taken(planned.entries[0], cascade),))
     text = Page(shown.to_html()).text
     assert text.count("strongest of 2 ways, through hidden 1") == 2
     assert text.count("strongest of 3 ways, through hidden") == 2
@@ -246,10 +263,7 @@ def test_kernels_that_reach_beyond_the_original_share_its_window(plan):
     planned = convfactor.plan(module, images(channels=1), 0.999, objective="macs")
     structure = Structure((StageShape(1, 1, (3, 3), (2, 2)), StageShape(1, 1, (3, 3))), (-1, -1))
     cascade = structure.random()
-    entry = replace(planned.entries[0], decision="replaced", structure=structure)
-    shown = replace(
-        planned, entries=(entry,), replacements={0: Replacement(cascade, torch.zeros(1))}
-    )
+    shown = replace(planned, entries=(taken(planned.entries[0], cascade),))
     page = Page(shown.to_html(model=module))
     start = "output channel 0, input channel 0, "
     (original,) = page.kernels(start + "original kernel")
@@ -278,10 +292,11 @@ def test_the_page_says_what_was_done(plan):
     ):
         assert part in text
     for entry in plan.entries[:3]:
-        assert f"{entry.macs_before:,} → {entry.macs_after:,}" in text
+        cost = entry.decision.cost
+        assert f"{cost.macs_before:,} → {cost.macs_after:,}" in text
         assert f"{entry.error:.2%}" in text
     assert "Times" not in text
-    white = Page(replace(plan, metric="white noise").to_html()).text
+    white = Page(replace(plan, calibration=WhiteNoise()).to_html()).text
     assert "Without calibration data" in white
     assert "did not see" not in white
 
@@ -294,6 +309,7 @@ def test_times_and_missing_values(big):
         "3.71x 45.6 ms [10.1..20.9] → 12.3 ms [10.1..20.9], in channels_last",
         "3.45%, inf%",
         "234 ms [190..380] → 12.3 ms [10.1..20.9]",
+        "Why 19.00x faster",
         "Worst-case energy no bound",
         "memory_format=torch.channels_last",
     ):
@@ -302,8 +318,8 @@ def test_times_and_missing_values(big):
 
 
 def test_figures_of_what_was_not_taken_are_in_parentheses(big):
-    kept = replace(big.entries[0], decision="kept", missed=True)
-    page = Page(replace(big, entries=(kept,), replacements={}).to_html())
+    kept = big.without(0, Reason("tolerance", "tolerance", "tolerance: too far off"))
+    page = Page(replace(kept, entries=kept.entries[:1]).to_html())
     assert "1 layer was kept, because nothing fast enough met the tolerance;" in page.text
     assert "(1.23%) 12.3 ms [10..20] (→ 12.3 ms [10.1..20.9]) 25,600 (→ 13,824)" in page.text
     assert "that was not taken" in page.text
@@ -441,10 +457,13 @@ def test_nothing_replaced(plan):
 
 
 def test_a_transform_has_no_kernel_to_draw(plan):
-    entry = replace(
-        plan.entries[3], kind="transform", decision="replaced", kernel_size=(), reason="2x faster"
-    )
-    page = Page(replace(plan, entries=(entry,), replacements={}).to_html())
+    subject = replace(plan.entries[3].subject, kind="transform", kernel_size=())
+    cost = Cost(Timing(0.02, 0.01, 0.03), Timing(0.01, 0.01, 0.01))
+    page = Page(replace(plan, entries=(Entry(subject, Swapped(cost, 0.01)),)).to_html())
+    assert "1 of 1 wavelet transform replaced" in page.text
+    assert "Why 2.00x faster, by convfactor.wavelets" in page.text
+    assert not re.search(r"Worst-case (value|energy) \d", page.text)
+    assert "20 ms [10..30] → 10 ms [10..10]" in page.text
     assert "There is no kernel to draw" in page.text
 
 

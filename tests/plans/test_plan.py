@@ -22,10 +22,14 @@ import convfactor
 from convfactor import Bounds, CascadeConv2d, Plan, cli
 from convfactor.conv.accuracy import OutputErrors
 from convfactor.errors import PlanMismatchError
-from convfactor.model.digests import digest
 from convfactor.latency import Timing
+from convfactor.model.digests import digest
+from convfactor.model.formats import channels_last
+from convfactor.model.reasons import Reason
 from convfactor.plans import records, storage
-from convfactor.plans.plan import PLAN_FILE, WEIGHTS_FILE, WholeModel, channels_last
+from convfactor.plans.circumstances import HeldOut, WhiteNoise
+from convfactor.plans.decisions import Cost, Entry, Kept, Swapped, Tried, WholeModel
+from convfactor.plans.storage import PLAN_FILE, WEIGHTS_FILE
 
 
 def model() -> nn.Module:
@@ -44,31 +48,69 @@ def planned() -> Plan:
     )
     timing = Timing(0.1, 1e-3, 2.0)
     whole = WholeModel((0.01, math.inf), timing, timing, "channels_last")
-    entry = replace(
-        plan.entries[1],
-        before=timing,
+    decision = replace(
+        plan.entries[1].decision,
+        cost=replace(plan.entries[1].decision.cost, before=timing, after=timing),
         bounds=Bounds(1.0, math.inf),
         errors=OutputErrors(1e-17, math.inf, math.nan, None),
     )
+    entry = replace(plan.entries[1], decision=decision)
     return replace(plan, entries=(plan.entries[0], entry, plan.entries[2]), whole=whole)
+
+
+@pytest.fixture(scope="module")
+def varied(planned) -> Plan:
+    """The plan with every other kind of decision, made without data."""
+    subject, decision = planned.entries[1].subject, planned.entries[1].decision
+    transform = replace(
+        subject, kind="transform", weight_name="", dtype="", kernel_size=(), geometry=None
+    )
+    clocked = Cost(Timing(2.0, 1.0, 3.0), Timing(0.5, 0.5, 0.5))
+    speed = Kept(Reason("speed", "slower", "it is slower"), Tried(None, clocked, math.nan))
+    miss = Kept(Reason("tolerance", "tolerance", "it is too far off"), decision.tried)
+    entries = (
+        *planned.entries,
+        Entry(subject, miss),
+        Entry(transform, speed),
+        Entry(transform, Swapped(clocked, math.inf)),
+    )
+    return replace(planned, entries=entries, calibration=WhiteNoise(), whole=None)
 
 
 def test_saving_and_loading_gives_the_same_plan(planned, tmp_path):
     planned.save(tmp_path / "a" / "b")
     loaded = Plan.load(tmp_path / "a" / "b")
     assert repr(loaded.entries) == repr(planned.entries)  # a NaN is not equal to itself
-    assert loaded.entries[2] == planned.entries[2]
-    for part in ("settings", "environment", "metric", "whole"):
+    assert loaded.entries[0].decision == planned.entries[0].decision
+    for mine, theirs in zip(loaded.entries, planned.entries, strict=True):
+        assert mine.subject == theirs.subject
+    for part in ("settings", "environment", "calibration", "whole"):
         assert getattr(loaded, part) == getattr(planned, part)
-    assert loaded.replacements.keys() == planned.replacements.keys() == {1, 2}
-    for i, replacement in planned.replacements.items():
-        other = loaded.replacements[i]
-        assert other.cascade.structure == replacement.cascade.structure
-        assert torch.equal(other.bias_shift, replacement.bias_shift)
-        for mine, theirs in zip(other.cascade.stages, replacement.cascade.stages, strict=True):
+    assert loaded.replaced == planned.replaced == [1, 2]
+    for i in planned.replaced:
+        decision, other = planned.entries[i].decision, loaded.entries[i].decision
+        assert type(other) is type(decision)
+        for part in ("memory_format", "cost", "error", "weight_error", "bounds", "structure"):
+            assert getattr(other, part) == getattr(decision, part)
+        assert torch.equal(other.bias_shift, decision.bias_shift)
+        assert other.bias_shift.dtype == decision.bias_shift.dtype
+        for mine, theirs in zip(other.cascade.stages, decision.cascade.stages, strict=True):
             assert mine.weight.dtype == theirs.weight.dtype
             assert torch.equal(mine.weight, theirs.weight)
     assert str(loaded) == str(planned)
+
+
+def test_every_kind_of_decision_is_kept(varied, tmp_path):
+    varied.save(tmp_path)
+    loaded = Plan.load(tmp_path)
+    assert repr(loaded.entries) == repr(varied.entries)
+    assert loaded.calibration == WhiteNoise()
+    assert loaded.whole is None
+    kinds = [type(entry.decision).__name__ for entry in loaded.entries]
+    assert kinds == ["Kept", "Replaced", "Replaced", "Kept", "Kept", "Swapped"]
+    assert loaded.entries[3].decision.tried.structure == varied.entries[1].decision.structure
+    assert [entry.missed for entry in loaded.entries] == [False] * 3 + [True] + [False] * 2
+    assert loaded.to_csv() == varied.to_csv()
 
 
 def test_a_loaded_plan_gives_a_fresh_model_the_same_outputs(planned, tmp_path):
@@ -87,26 +129,35 @@ def test_the_files_are_plain_json_and_tensors(planned, tmp_path):
         raise AssertionError(constant)
 
     record = json.loads((tmp_path / PLAN_FILE).read_text(), parse_constant=refuse)
-    assert record["entries"][1]["bounds"]["spectral"] == "inf"
+    assert record["entries"][1]["decision"]["bounds"]["spectral"] == "inf"
+    assert [entry["decision"]["decision"] for entry in record["entries"]] == [
+        "kept",
+        "replaced",
+        "replaced",
+    ]
+    assert record["calibration"]["errors_on"] == "heldout"
+    assert load_file(tmp_path / WEIGHTS_FILE).keys() == set("012345")
     assert not (tmp_path / WEIGHTS_FILE).read_bytes()[:2].startswith(b"\x80")
 
 
 def test_tensors_that_share_memory_are_saved(planned, tmp_path):
-    replacement = planned.replacements[1]
-    first = replacement.cascade.stages[0]
-    stages = tuple(
-        replace(s, weight=first.weight.expand_as(first.weight))
-        for s in replacement.cascade.stages[:1]
-    )
+    decision = planned.entries[1].decision
+    cascade = decision.cascade
+    first = cascade.stages[0]
+    expanded = replace(first, weight=first.weight.expand_as(first.weight))
     shared = replace(
-        replacement,
-        cascade=replace(replacement.cascade, stages=(*stages, *replacement.cascade.stages[1:])),
+        decision,
+        cascade=replace(cascade, stages=(expanded, *cascade.stages[1:])),
         bias_shift=torch.zeros(4, dtype=torch.float64)[::2],
     )
-    twice = replace(planned, replacements={1: shared, 2: shared})
-    twice = replace(twice, entries=(twice.entries[0], twice.entries[1], twice.entries[1]))
-    twice.save(tmp_path)
-    assert len(Plan.load(tmp_path).replacements) == 2
+    entry = replace(planned.entries[1], decision=shared)
+    replace(planned, entries=(planned.entries[0], entry, entry)).save(tmp_path)
+    loaded = Plan.load(tmp_path)
+    assert loaded.replaced == [1, 2]
+    for i in loaded.replaced:
+        read = loaded.entries[i].decision
+        assert torch.equal(read.cascade.stages[0].weight, first.weight)
+        assert torch.equal(read.bias_shift, torch.zeros(2, dtype=torch.float64))
 
 
 @pytest.mark.parametrize(
@@ -156,13 +207,17 @@ def forge(folder, change) -> None:
 @pytest.mark.parametrize(
     "damage",
     [
-        lambda t: {**t, "1.bias_shift": t["1.bias_shift"] + math.inf},
-        lambda t: {**t, "1.stages.0.weight": t["1.stages.0.weight"] * 1e30},
-        lambda t: {**t, "1.stages.0.weight": t["1.stages.0.weight"].double()},
-        lambda t: {**t, "1.stages.0.weight": t["1.stages.0.weight"].mT.contiguous()},
-        lambda t: {**t, "1.stages.0.weight": t["2.stages.0.weight"] * 1},
-        lambda t: {**t, "0.bias_shift": t["1.bias_shift"] * 1},
-        lambda t: {k: v for k, v in t.items() if k != "2.bias_shift"},
+        lambda t: {**t, "2": t["2"] + math.inf},
+        lambda t: {**t, "2": t["2"].float()},
+        lambda t: {**t, "2": torch.cat([t["2"], t["2"]])},
+        lambda t: {**t, "0": t["0"] * 1e30},
+        lambda t: {**t, "0": t["0"] * math.nan},
+        lambda t: {**t, "0": t["0"].double()},
+        lambda t: {**t, "0": t["0"].mT.contiguous()},
+        lambda t: {**t, "0": t["0"].transpose(0, 1).contiguous()},
+        lambda t: {**t, "0": t["3"] * 1},
+        lambda t: {**t, "6": t["2"] * 1},
+        lambda t: {k: v for k, v in t.items() if k != "5"},
     ],
 )
 def test_exchanged_tensors_are_refused_also_where_the_digest_fits(planned, tmp_path, damage):
@@ -173,16 +228,15 @@ def test_exchanged_tensors_are_refused_also_where_the_digest_fits(planned, tmp_p
         Plan.load(tmp_path)
     forge(tmp_path, lambda record: record.update(tensors_sha256=digest(tensors)))
     sound = all(tensor.isfinite().all() for tensor in tensors.values())
-    same = {n: t.shape for n, t in tensors.items()} == shapes(planned) and sound
-    if same and tensors["1.stages.0.weight"].dtype == torch.float32:
+    if sound and looks(tensors) == looks(records.write(planned)[1]):
         assert Plan.load(tmp_path)  # another sound plan
     else:
-        with pytest.raises(ValueError, match="tensor"):
+        with pytest.raises(ValueError, match=r"tensor|weights: must have the shapes|bias_shift"):
             Plan.load(tmp_path)
 
 
-def shapes(plan: Plan) -> dict[str, torch.Size]:
-    return {name: tensor.shape for name, tensor in plan._tensors().items()}
+def looks(tensors: dict[str, torch.Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
 
 
 @pytest.mark.parametrize(
@@ -191,9 +245,10 @@ def shapes(plan: Plan) -> dict[str, torch.Size]:
         ("settings.tolerance", -1),
         ("settings.tolerance", 0.25),
         ("settings.seed", "0"),
-        ("entries.1.error", 0.0),
-        ("entries.1.structure.offset", [1, 0]),
-        ("entries.1.decision", "kept"),
+        ("entries.1.decision.error", 0.0),
+        ("entries.1.decision.cascade.structure.offset", [1, 0]),
+        ("entries.1.decision.decision", "kept"),
+        ("entries.0.decision.reason.code", "tolerance"),
         ("whole.memory_format", "as given"),
     ],
 )
@@ -221,6 +276,15 @@ def put(record, path: str, value) -> None:
     record[last] = value
 
 
+STRUCTURE = "entries.1.decision.cascade.structure"
+NO_COST = {"before": None, "after": None, "macs_before": None, "macs_after": None}
+SWAPPED = {
+    "cost": {**NO_COST, "macs_before": 2, "macs_after": 1},
+    "error": 0.0,
+    "decision": "swapped",
+}
+
+
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
@@ -230,41 +294,70 @@ def put(record, path: str, value) -> None:
         ("settings.min_speedup", "nan", "min_speedup must be a number >= 1"),
         ("settings.seed", 2**64, "seed must be an int of 64 bits"),
         ("settings.objective", "beauty", "beauty"),
-        ("entries.1.missed", 1, "must be of type bool, got 1"),
-        ("entries.1.name", None, "must be of type str, got None"),
-        ("entries.1.name", "\ud800", "surrogates not allowed"),
-        ("entries.1.kernel_size", [True, 5], "must be of type int, got True"),
-        ("entries.1.kernel_size", [7, 5], "kernel_size is not that of its geometry"),
-        ("entries.1.owners", "abc", "must be a list"),
-        ("entries.1.owners", [], "owners must be qualified names"),
-        ("entries.1.owners", ["__class__"], "owners must be qualified names"),
-        ("entries.1.owners", ["0.forward"], "owners must be qualified names"),
-        ("entries.1.owners", ["1..2"], "owners must be qualified names"),
-        ("entries.1.weight_name", "1.__dict__", "weight_name must be the qualified name"),
-        ("entries.1.weight_name", "1.", "weight_name must be the qualified name"),
-        ("entries.1.dtype", "load", "dtype must be one of"),
-        ("entries.1.fingerprint", "", "fingerprint must be a digest"),
-        ("entries.1.geometry", None, "must have a geometry and a structure"),
-        ("entries.1.geometry.stride", [0, 1], "number that is too small"),
-        ("entries.1.geometry.padding", [-1, 2, 2, 2], "number that is too small"),
-        ("entries.1.geometry.groups", 3, "must divide its channels"),
-        ("entries.1.geometry.padding_mode", "wrap", "wrap"),
-        ("entries.1.geometry.padding", [1, 2, 3], "must be a list"),
-        ("entries.1.structure.stages", [], "at least one stage"),
-        ("entries.1.structure.stages.0.groups", 0, "no stage has"),
-        ("entries.1.structure.stages.0.groups", 3, "must divide its channels"),
-        ("entries.1.structure.stages.0.dilation", [10**9, 1], "values is too large"),
-        ("entries.1.structure.stages.0.dilation", [99, 1], "more than 20 pixels is too large"),
-        ("entries.1.structure.stages.0.kernel_size", [2, 3], "must be .* got"),
-        ("entries.1.structure.stages.0.stride", [2, 2], "structure has stride"),
-        ("entries.1.structure.offset", [0, 99], "must overlap the kernel"),
-        ("entries.1.shapes.0.1", 0, "shapes must be counts"),
-        ("entries.1.error", -0.5, "errors and bounds must be >= 0"),
-        ("entries.1.bounds.l_inf", "-inf", "errors and bounds must be >= 0"),
-        ("entries.1.before.median", 0.0, "times must be positive and in order"),
+        ("entries.1.subject.shapes.0.0.channels_last", 1, "must be of type bool, got 1"),
+        ("entries.1.subject.name", None, "must be of type str, got None"),
+        ("entries.1.subject.name", "\ud800", "surrogates not allowed"),
+        ("entries.1.subject.kind", "thing", "thing"),
+        ("entries.1.subject.kernel_size", [True, 5], "must be of type int, got True"),
+        ("entries.1.subject.kernel_size", [7, 5], "kernel_size is not that of its geometry"),
+        ("entries.1.subject.owners", "abc", "must be a list"),
+        ("entries.1.subject.owners", [], "owners must be qualified names"),
+        ("entries.1.subject.owners", ["__class__"], "owners must be qualified names"),
+        ("entries.1.subject.owners", ["0.forward"], "owners must be qualified names"),
+        ("entries.1.subject.owners", ["1..2"], "owners must be qualified names"),
+        ("entries.1.subject.weight_name", "1.__dict__", "weight_name must be the qualified name"),
+        ("entries.1.subject.weight_name", "1.", "weight_name must be the qualified name"),
+        ("entries.1.subject.weight_name", "", "must have a weight_name"),
+        ("entries.1.subject.dtype", "load", "dtype must be one of"),
+        ("entries.1.subject.dtype", "float64", "tensors must be float64, got float32"),
+        ("entries.1.subject.fingerprint", "", "fingerprint must be a digest"),
+        ("entries.1.subject.geometry", None, "must be a 2-D convolution"),
+        ("entries.1.subject.kind", "transform", "must be a 2-D convolution"),
+        ("entries.1.subject.geometry.stride", [0, 1], "number that is too small"),
+        ("entries.1.subject.geometry.padding", [-1, 2, 2, 2], "number that is too small"),
+        ("entries.1.subject.geometry.groups", 3, "must divide its channels"),
+        ("entries.1.subject.geometry.padding_mode", "wrap", "wrap"),
+        ("entries.1.subject.geometry.padding", [1, 2, 3], "must be a list"),
+        ("entries.1.subject.shapes.0.1", 0, "shapes must be counts"),
+        (f"{STRUCTURE}.stages", [], "at least one stage"),
+        (f"{STRUCTURE}.stages.0.groups", 0, "no stage has"),
+        (f"{STRUCTURE}.stages.0.groups", 3, "must divide its channels"),
+        (f"{STRUCTURE}.stages.0.in_channels", 3, "must have the shapes"),
+        (f"{STRUCTURE}.stages.0.dilation", [10**9, 1], "values is too large"),
+        (f"{STRUCTURE}.stages.0.dilation", [99, 1], "more than 20 pixels is too large"),
+        (f"{STRUCTURE}.stages.0.kernel_size", [2, 3], "must have the shapes .* got"),
+        (f"{STRUCTURE}.stages.0.stride", [2, 2], "structure has stride"),
+        (f"{STRUCTURE}.offset", [0, 99], "must overlap the kernel"),
+        ("entries.1.decision.cascade.weights", ["0"], "must have the shapes"),
+        ("entries.1.decision.cascade.weights", ["0", "0"], "the tensor '0' is missing"),
+        ("entries.1.decision.cascade.weights", ["1", "0"], "must have the shapes"),
+        ("entries.1.decision.cascade.weights.0", "7", "the tensor '7' is missing"),
+        ("entries.1.decision.cascade.weights.0", None, "the tensor None is missing"),
+        ("entries.1.decision.cascade", [], "must be|list"),
+        ("entries.1.decision.bias_shift", "9", "the tensor '9' is missing"),
+        ("entries.1.decision.memory_format", "as liked", "as liked"),
+        ("entries.1.decision.error", -0.5, "errors and bounds must be >= 0"),
+        ("entries.1.decision.error", None, "must be a number, got None"),
+        ("entries.1.decision.errors.border", -1, "errors and bounds must be >= 0"),
+        ("entries.1.decision.weight_error", -1, "errors and bounds must be >= 0"),
+        ("entries.1.decision.bounds.l_inf", "-inf", "errors and bounds must be >= 0"),
+        ("entries.1.decision.cost.before.median", 0.0, "times must be positive and in order"),
+        ("entries.1.decision.cost.after.low", 1.0, "times must be positive and in order"),
+        ("entries.1.decision.cost.before", None, "a cost has two sides"),
+        ("entries.1.decision.cost.after", None, "a cost has two sides"),
+        ("entries.1.decision.cost.macs_after", None, "a cost has two sides"),
+        ("entries.2.decision.cost.macs_before", None, "a cost has two sides"),
+        ("entries.2.decision.cost", NO_COST, "a cost has two sides"),
+        ("entries.1.decision.cost.macs_before", -3, "multiplies must be >= 1"),
+        ("entries.1.decision.decision", "perhaps", "perhaps"),
+        ("entries.1.decision.decision", "kept", "Kept"),
+        ("entries.0.decision.decision", "swapped", "Swapped"),
+        ("entries.0.decision.reason.code", "boredom", "boredom"),
+        ("entries.0.decision.reason.text", 5, "must be of type str, got 5"),
+        ("entries.0.decision", SWAPPED, "only a transform is swapped"),
+        ("calibration.errors_on", "guesses", "guesses"),
         ("whole.after.high", "inf", "times must be positive and in order"),
         ("whole.errors", [-1.0], "errors must be >= 0"),
-        ("entries.1.macs_before", -3, "multiplies must be >= 1"),
         ("environment.threads", 0, "threads must be >= 1"),
         ("tensors_sha256", "../*", "tensors_sha256 must be a digest"),
     ],
@@ -277,11 +370,74 @@ def test_forged_values_are_checked_one_by_one(planned, tmp_path, path, value, me
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("entries.3.decision.tried.structure.stages.0.groups", 0, "no stage has"),
+        ("entries.3.decision.tried.structure.stages.0.groups", 3, "must divide its channels"),
+        ("entries.3.decision.tried.structure.stages", [], "at least one stage"),
+        ("entries.3.decision.tried.error", -1, "errors and bounds must be >= 0"),
+        ("entries.3.decision.tried.errors.worst_batch", -1, "errors and bounds must be >= 0"),
+        ("entries.3.decision.tried.cost.macs_after", 0, "multiplies must be >= 1"),
+        ("entries.4.decision.tried.cost.before", None, "a cost has two sides"),
+        ("entries.4.decision.tried.cost", NO_COST, "a cost has two sides"),
+        ("entries.5.decision.cost.after", None, "a cost has two sides"),
+        ("entries.5.decision.cost.after.high", 0.1, "times must be positive and in order"),
+        ("entries.5.decision.error", -1, "errors and bounds must be >= 0"),
+        ("entries.5.subject.fingerprint", "f", "fingerprint must be a digest"),
+        ("entries.5.subject.kind", "module", "only a transform is swapped"),
+    ],
+)
+def test_forged_values_of_every_kind_of_decision_are_checked(
+    varied, tmp_path, path, value, message
+):
+    varied.save(tmp_path)
+    forge(tmp_path, lambda record: put(record, path, value))
+    with pytest.raises(ValueError, match=message):
+        Plan.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "",
+        "entries.1",
+        "entries.1.subject",
+        "entries.1.decision",
+        "entries.1.decision.cost",
+        "entries.1.decision.cascade",
+        STRUCTURE,
+        "entries.0.decision",
+        "entries.0.decision.reason",
+        "calibration",
+    ],
+)
+def test_values_with_other_names_are_refused(planned, tmp_path, path):
+    def add(record):
+        for key in filter(None, path.split(".")):
+            record = record[int(key) if key.isdigit() else key]
+        record["more"] = 1
+
+    planned.save(tmp_path)
+    forge(tmp_path, add)
+    with pytest.raises(ValueError, match="more"):
+        Plan.load(tmp_path)
+
+
+def test_channels_that_are_rounded_off_by_groups_are_not_read(tmp_path):
+    layer = nn.Sequential(conv(groups=2))
+    convfactor.plan(layer, images(), 1e-3, objective="macs").save(tmp_path)
+    path = STRUCTURE.replace("1", "0") + ".stages.0.in_channels"
+    forge(tmp_path, lambda record: put(record, path, 3))  # 3 // 2 is as 2 // 2
+    with pytest.raises(ValueError, match="must divide its channels"):
+        Plan.load(tmp_path)
+
+
 def test_a_module_that_is_missing_is_a_mismatch(planned, tmp_path):
     planned.save(tmp_path)
-    forge(tmp_path, lambda record: put(record, "entries.2.owners", ["elsewhere"]))
+    forge(tmp_path, lambda record: put(record, "entries.2.subject.owners", ["elsewhere"]))
     plan = Plan.load(tmp_path)
-    assert plan.entries[2].kind == "functional"
+    assert plan.entries[2].subject.kind == "functional"
     with pytest.raises(PlanMismatchError, match="elsewhere"):
         plan.apply(model())
 
@@ -321,7 +477,7 @@ def test_a_header_that_claims_a_hundred_megabytes_is_refused(planned, tmp_path):
 
 def test_a_plan_that_is_too_large_to_be_read_again_is_not_written(planned, tmp_path):
     planned.save(tmp_path)
-    large = replace(planned, metric="x" * records.LARGEST)
+    large = replace(planned, calibration=HeldOut(1, 1, "x" * records.LARGEST))
     with pytest.raises(ValueError, match="plan must take at most"):
         large.save(tmp_path)
     assert str(Plan.load(tmp_path)) == str(planned)
@@ -407,7 +563,7 @@ def test_damaged_plans_give_the_same_outputs_or_a_clear_error(planned, tmp_path)
 
 def test_the_command_line_reports_damage_in_one_line(planned, tmp_path, capsys):
     planned.save(tmp_path)
-    forge(tmp_path, lambda record: put(record, "entries.1.owners", ["__class__"]))
+    forge(tmp_path, lambda record: put(record, "entries.1.subject.owners", ["__class__"]))
     assert cli.main(["show", str(tmp_path)]) == 2
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
@@ -430,10 +586,27 @@ def test_missing_files_are_named(planned, tmp_path, missing):
 
 def test_keeping_a_layer_after_all(planned):
     less = planned.without(1, "undone")
-    assert (less.entries[1].decision, less.entries[1].reason) == ("kept", "undone")
-    assert less.replacements.keys() == {2}
+    decision = planned.entries[1].decision
+    assert less.entries[1].subject == planned.entries[1].subject
+    assert less.entries[1].decision.label == "kept"
+    assert less.entries[1].reason == "undone"
+    assert less.entries[1].decision.reason == Reason("unselected", "undone", "undone")
+    tried = Tried(decision.structure, decision.cost, decision.error, decision.errors)
+    assert less.entries[1].decision.tried == tried
+    assert not less.entries[1].missed
+    assert less.replaced == [2]
     assert planned.entries[1].replaced
     assert isinstance(less.apply(model())[1], nn.Conv2d)
+
+
+def test_keeping_a_layer_for_a_reason(planned):
+    reason = Reason("unsound", "undone", "undone: the outputs differ")
+    less = planned.without(2, reason)
+    assert less.entries[2].decision.reason == reason
+    assert less.entries[2].missed
+    again = less.without(2, "another").without(0, "another")  # both are kept already
+    assert again.entries[2].decision.reason == reason
+    assert again.entries[0].decision == planned.entries[0].decision
 
 
 def test_weights_that_read_one_channel_are_brought_into_the_format_too():

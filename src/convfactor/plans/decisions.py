@@ -212,6 +212,11 @@ class Entry:
         """What is gained, or why the layer is kept."""
         return self.decision.why
 
+    @property
+    def error(self) -> float | None:
+        """Relative error that the tolerance bounds, of what was taken or came closest."""
+        return self.decision.error
+
 
 @dataclass(frozen=True)
 class WholeModel:

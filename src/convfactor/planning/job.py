@@ -1,0 +1,216 @@
+"""One request: checked arguments, the plan for them, and the whole model before and after."""
+
+from __future__ import annotations
+
+import functools
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_structure
+
+from convfactor.conv.formats import MemoryFormat
+from convfactor.errors import PlanMismatchError, ToleranceError
+from convfactor.latency import FEWEST_ROUNDS, Clock, compare
+from convfactor.model import rewrite
+from convfactor.model.copies import copied, isolated, quiet, told
+from convfactor.model.finding import Select
+from convfactor.model.formats import channels_last
+from convfactor.model.inputs import ModelInputs
+from convfactor.model.reasons import Reason
+from convfactor.planning import calibration as calibration_data
+from convfactor.planning.arguments import check_model, check_options
+from convfactor.planning.calibration import Split
+from convfactor.planning.judge import Judge
+from convfactor.planning.planner import make_plan
+from convfactor.plans.decisions import WholeModel
+from convfactor.plans.plan import Plan
+from convfactor.plans.settings import Settings
+from convfactor.progress import reporting
+
+WHOLE_SECONDS = 3.0
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """Checked arguments, and a copy of the model that can be run."""
+
+    original: nn.Module
+    model: nn.Module
+    inputs: ModelInputs
+    batches: Split | None
+    settings: Settings
+    select: Select | None
+    checkpoint: Path | None
+    clock: Clock = compare
+
+    @classmethod
+    def read(
+        cls,
+        model: nn.Module,
+        example_inputs: Any,
+        calibration: Any,
+        settings: Settings,
+        select: Select | None,
+        checkpoint: str | os.PathLike[str] | None,
+        clock: Clock = compare,
+    ) -> Job:
+        """Check everything before any long work; the arguments are those of ``optimize``."""
+        check_model(model)
+        check_options(select, checkpoint)
+        inputs = calibration_data.read_inputs("example_inputs", example_inputs)
+        batches = None
+        if calibration is not None:
+            batches = calibration_data.split(calibration, inputs)
+        worker = copied(model)
+        worker.eval()  # which need not return the model
+        with isolated(settings.seed):
+            trial = copied(worker)  # the first run may change a model, or make its layers
+            _try(trial, inputs, "example_inputs must be what the model takes")
+            tried = {_form(inputs)}
+            for batch in (*batches.fit, *batches.held_out) if batches else ():
+                if _form(batch) not in tried:
+                    _try(
+                        trial,
+                        batch,
+                        "calibration batches must be what the model takes, without labels",
+                    )
+                    tried.add(_form(batch))
+        folder = None if checkpoint is None else Path(checkpoint)
+        return cls(model, worker, inputs, batches, settings, select, folder, clock)
+
+    @functools.cached_property
+    def judge(self) -> Judge:
+        """What runs the whole model."""
+        return Judge(self.model, self.inputs, () if self.batches is None else self.batches.held_out)
+
+    def plan(self, strict: bool, progress: bool | None) -> Plan:
+        """Make the plan."""
+        select = None if self.select is None else self._on_original(self.select)
+        with reporting(progress) as display, isolated(self.settings.seed):
+            result = make_plan(
+                self.model,
+                self.inputs,
+                self.batches,
+                self.settings,
+                select,
+                display,
+                self.checkpoint,
+                self.clock,
+            )
+            result = self.judge.sound(self._unchanged(result))
+        missed = [entry for entry in result.entries if entry.missed]
+        if strict and missed:
+            names = ", ".join(f"{entry.name} ({entry.reason})" for entry in missed)
+            raise ToleranceError(f"the tolerance of {self.settings.tolerance:g} is missed: {names}")
+        return result
+
+    def optimize(self, strict: bool, progress: bool | None) -> tuple[nn.Module, Plan]:
+        """Make the plan and the faster model."""
+        chosen = self.plan(strict, progress)
+        with reporting(progress) as display, isolated(self.settings.seed):
+            display.add_task("comparing the whole model", total=None, detail="")
+            chosen = self.compare(chosen)
+            return chosen.apply(self.original), chosen
+
+    def _on_original(self, select: Select) -> Select:
+        """Show the user's own modules to ``select``, which may compare their identity."""
+        originals = dict(self.original.named_modules())
+        own = {id(module): originals.get(name) for name, module in self.model.named_modules()}
+        return lambda name, module: select(name, own.get(id(module)) or module)
+
+    def _unchanged(self, chosen: Plan) -> Plan:
+        """Keep the layers whose weight is not the user's, since a run has changed it."""
+        for i in chosen.replaced:
+            try:
+                rewrite.check(self.original, chosen.entries[i].subject)
+            except PlanMismatchError:
+                text = "its weight is made or changed by the forward; run the model once before"
+                short = "its weight is made by the forward"
+                chosen = chosen.without(i, Reason("unsupported", short, text))
+        return chosen
+
+    def compare(self, chosen: Plan) -> Plan:
+        """Compare the whole model before and after; undo what does not make it faster."""
+        while chosen.replaced:
+            fast = chosen.apply(self.model)
+            whole = self._measure(chosen, fast)
+            if whole.before is None or whole.after is None:
+                return replace(chosen, whole=whole)
+            if whole.after.median < whole.before.median:
+                return replace(chosen, whole=whole)
+            worst = min(chosen.replaced, key=lambda i: _saving(chosen, i))
+            text = (
+                f"undone: the whole model took {whole.after.median * 1e3:.3g} ms with it, "
+                f"{whole.before.median * 1e3:.3g} ms without"
+            )
+            chosen = chosen.without(worst, Reason("speed", "undone: no faster", text))
+        return chosen
+
+    def _measure(self, chosen: Plan, fast: nn.Module) -> WholeModel:
+        """Errors and times of a rewritten model."""
+        errors = self.judge.errors(chosen)
+        if self.settings.objective == "macs":
+            return WholeModel(errors, None, None, "as given")
+        formats: tuple[MemoryFormat, ...] = ("as given", "channels_last")
+        pairs = [_in_format(self.inputs, name, self.model, fast) for name in formats]
+        calls = [
+            lambda model=model, inputs=inputs: inputs.run(model)
+            for before, after, inputs in pairs
+            for model in (before, after)
+        ]
+        device = next((t.device for t in self.inputs.tensors), torch.device("cpu"))
+        timings = self.clock(calls, device, WHOLE_SECONDS, FEWEST_ROUNDS)
+        before = min(timings[0::2], key=lambda t: t.median)
+        after, name = min(zip(timings[1::2], formats, strict=True), key=lambda p: p[0].median)
+        return WholeModel(errors, before, after, name)
+
+
+def _form(inputs: ModelInputs) -> tuple[object, ...]:
+    """What tells calls apart before they are tried: the arguments, and the tensors' shapes."""
+    arguments = str(tree_structure((inputs.args, dict(inputs.kwargs))))
+    return (arguments, *(tensor.shape for tensor in inputs.tensors))
+
+
+def _failure(model: nn.Module, inputs: ModelInputs) -> Exception | None:
+    """What a model raises on its inputs."""
+    try:
+        with quiet(model):
+            inputs.run(model)
+    except Exception as error:
+        return error
+    return None
+
+
+def _try(model: nn.Module, inputs: ModelInputs, wanted: str) -> None:
+    """Run a model once, so that what does not fit is refused before any long work."""
+    error = _failure(model, inputs)
+    if error is not None:
+        shapes = ", ".join(f"{tuple(t.shape)} {t.dtype}" for t in inputs.tensors)
+        raise ValueError(f"{wanted}, but it raised on {shapes}: {told(error)}") from error
+
+
+def _saving(chosen: Plan, index: int) -> float:
+    """Seconds that one replacement was measured to save."""
+    cost = chosen.entries[index].decision.cost
+    if cost is None or cost.before is None or cost.after is None:
+        return 0.0
+    return cost.before.median - cost.after.median
+
+
+def _in_format(
+    inputs: ModelInputs, name: MemoryFormat, *models: nn.Module
+) -> tuple[nn.Module, nn.Module, ModelInputs]:
+    """Models and inputs in a memory format."""
+    first, second = models
+    if name == "as given":
+        return first, second, inputs
+
+    def convert(tensor: Tensor) -> Tensor:
+        return tensor.to(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
+
+    first, second = (channels_last(copied(model)) for model in models)
+    return first, second, inputs.map(convert)
