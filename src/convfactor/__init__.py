@@ -7,8 +7,8 @@ from convfactor.conv.geometry import ConvGeometry
 from convfactor.conv.layer import CascadeConv2d
 from convfactor.conv.moments import Moments
 from convfactor.errors import PlanMismatchError, ToleranceError
+from convfactor.factorization.factorization import Factorization
 from convfactor.factorization.factorize import factorize
-from convfactor.factorization.factorizer import Factorization
 from convfactor.planning.optimization import optimize, plan
 from convfactor.plans.plan import Plan
 

@@ -16,7 +16,8 @@ from convfactor.conv.moments import Moments
 from convfactor.errors import ToleranceError
 from convfactor.factorization.budget import Budget
 from convfactor.factorization.cheapest import cheapest, needed
-from convfactor.factorization.factorizer import Factorization, Factorizer
+from convfactor.factorization.factorization import Factorization
+from convfactor.factorization.factorizer import Factorizer
 from convfactor.factorization.families import full
 from convfactor.factorization.question import (
     Question,

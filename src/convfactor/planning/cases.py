@@ -15,7 +15,8 @@ from convfactor.conv.cascade import Cascade, Structure
 from convfactor.conv.geometry import ConvGeometry, Pair
 from convfactor.conv.layer import CascadeConv2d
 from convfactor.factorization.budget import Budget
-from convfactor.factorization.factorizer import Factorization, Factorizer, Report
+from convfactor.factorization.factorization import Factorization
+from convfactor.factorization.factorizer import Factorizer, Report
 from convfactor.factorization.families import Family, families, separable_pair
 from convfactor.factorization.search import Ladder
 from convfactor.factorization.solvers import Effort

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from convfactor.conv.cascade import Cascade, Structure
 from convfactor.conv.geometry import Pair
-
-if TYPE_CHECKING:
-    from convfactor.conv.cascade import Cascade, Structure
-    from convfactor.conv.moments import Moments
+from convfactor.conv.moments import Moments
 
 EXACT = 1e-10
 
