@@ -30,9 +30,10 @@ from rich.table import Table
 from tensorly.decomposition import parafac, partial_tucker
 from torch import Tensor
 
-from convfactor.conv.cascade import Cascade, StageShape, Structure
+from convfactor.conv.cascade import Cascade
 from convfactor.conv.geometry import ConvGeometry
 from convfactor.conv.moments import Moments
+from convfactor.conv.structure import StageShape, Structure
 from convfactor.demo import photographs
 from convfactor.factorization.families import dilated, full, separable_pair
 from convfactor.factorization.solvers import Problem, alternating, dense, solve
@@ -150,7 +151,7 @@ def tucker2(weight: Tensor, kernel: ConvGeometry, macs: int) -> Cascade | None:
         (core, (left, right)), _ = partial_tucker(
             weight, rank=[outer, inner], modes=[0, 1], n_iter_max=50, tol=1e-6
         )
-        cascade = structure(inner, outer).cascade([right.mT, core, left])
+        cascade = Cascade.of(structure(inner, outer), [right.mT, core, left])
         error = float((cascade.compose() - weight).norm())
         if error < least:
             best, least = cascade, error
@@ -178,7 +179,7 @@ def cp(weight: Tensor, kernel: ConvGeometry, macs: int) -> Cascade | None:
     _, (last, first, column, row) = parafac(
         weight, rank, n_iter_max=300, init="random", tol=1e-7, random_state=0
     )
-    return structure(rank).cascade([first.mT, column.mT, row.mT, last])
+    return Cascade.of(structure(rank), [first.mT, column.mT, row.mT, last])
 
 
 def layers(networks: ModuleType) -> dict[str, Layer]:

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from convfactor import factorize
-from convfactor.conv.cascade import StageShape, Structure
 from convfactor.conv.geometry import ConvGeometry
+from convfactor.conv.structure import StageShape, Structure
 from convfactor.factorization import factorize as factorization
 from convfactor.factorization.budget import Budget
 from convfactor.factorization.factorizer import Factorizer

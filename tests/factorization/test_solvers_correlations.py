@@ -5,15 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
+from convfactor.conv.grid import stage_sizes
 from convfactor.factorization.solvers import refine
-from convfactor.factorization.solvers.chains import Layout, default_sizes
+from convfactor.factorization.solvers.chains import Layout
 from convfactor.factorization.solvers.correlations import normal_equations
 
 
 @pytest.mark.parametrize("branches", [1, 3])
 @pytest.mark.parametrize("size", [(7, 7), (12, 5), (4, 9), (1, 11), (3, 3), (31, 31)])
 def test_both_ways_give_the_same(size, branches):
-    sizes = default_sizes(*size)
+    sizes = stage_sizes(size)
     layout = Layout(sizes, ((1, 1),) * len(sizes))
     generator = torch.Generator().manual_seed(0)
     kernels = [

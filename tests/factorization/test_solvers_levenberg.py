@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from convfactor.conv.cascade import StageShape, Structure
+from convfactor import Cascade
+from convfactor.conv.structure import StageShape, Structure
 from convfactor.factorization.solvers import levenberg, separable
 from convfactor.factorization.solvers.chains import chain_structure
 from convfactor.factorization.solvers.problem import Problem
@@ -53,7 +54,7 @@ def test_two_stages_lose_the_outer_ring_only(
 @pytest.mark.parametrize(("stages", "share"), [(2, 1.0), (3, 1.0), (4, 0.75)])
 def test_composed_cascades_are_recovered(stages: int, share: float) -> None:
     structure = chain_structure(8, 1, [(3, 3)] * stages)
-    target = structure.random(stages).compose()
+    target = Cascade.random(structure, stages).compose()
     problem = Problem(target[:, None])
     residual = problem.residual(levenberg.solve(problem, structure))
     errors = (problem.power(residual) / problem.power(problem.target)).sqrt()
@@ -73,7 +74,7 @@ def test_composed_cascades_are_recovered(stages: int, share: float) -> None:
     ],
 )
 def test_strides_dilations_and_sizes(structure: Structure) -> None:
-    problem = Problem(structure.random(3).compose()[None])
+    problem = Problem(Cascade.random(structure, 3).compose()[None])
     cascade = levenberg.solve(problem, structure)
     assert cascade.structure == structure
     assert problem.error(cascade) <= 1e-8
@@ -98,7 +99,7 @@ def test_error_is_that_of_the_running_cascade(strides: tuple[int, int]) -> None:
 
 def test_depth_multiplier_and_branches() -> None:
     structure = chain_structure(2, 3, [(3, 3)] * 2, branches=2)
-    problem = Problem(structure.random(0).compose().unflatten(0, (2, 3)))
+    problem = Problem(Cascade.random(structure, 0).compose().unflatten(0, (2, 3)))
     cascade = levenberg.solve(problem, structure)
     assert cascade.structure == structure
     assert problem.error(cascade) <= 1e-7
@@ -120,7 +121,7 @@ def test_more_stages_or_branches_are_never_worse() -> None:
 
 def test_a_given_start_is_kept() -> None:
     structure = chain_structure(3, 1, [(3, 3)] * 6)
-    hidden = structure.random(5)
+    hidden = Cascade.random(structure, 5)
     problem = Problem(hidden.compose()[:, None])
     cascade = levenberg.solve(problem, structure, starts=[hidden], effort="draft")
     assert problem.error(cascade) <= 1e-12
@@ -207,7 +208,9 @@ def test_errors() -> None:
     with pytest.raises(ValueError, match="one input channel"):
         levenberg.solve(random_problem(0, 1, 1, 2, 5, 5), structure)
     with pytest.raises(ValueError, match="starts"):
-        levenberg.solve(problem, structure, starts=[chain_structure(2, 1, [(5, 5)] * 2).random()])
+        levenberg.solve(
+            problem, structure, starts=[Cascade.random(chain_structure(2, 1, [(5, 5)] * 2))]
+        )
 
 
 def test_progress_is_told() -> None:

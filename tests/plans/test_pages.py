@@ -19,7 +19,7 @@ from tiny import Functional, batches, conv, images
 from torch import nn
 
 import convfactor
-from convfactor import Bounds, ConvGeometry, Plan, PlanMismatchError, StageShape, Structure
+from convfactor import Bounds, Cascade, ConvGeometry, Plan, PlanMismatchError, StageShape, Structure
 from convfactor.conv.accuracy import OutputErrors
 from convfactor.planning.latency import Timing
 from convfactor.plans.plan import Replacement, WholeModel
@@ -88,7 +88,7 @@ def big(plan) -> Plan:
                 plan.entries[3], name=name, missed=i == 4, reason="tolerance: " + "much " * 20
             )
         else:
-            cascade = structure.random(seed=i, dtype=torch.float32)
+            cascade = Cascade.random(structure, seed=i, dtype=torch.float32)
             replacements[i] = Replacement(cascade, torch.zeros(last.out_channels).double())
         entries.append(entry)
     whole = WholeModel((0.0345, math.inf), replace(time, median=0.0456), time, "channels_last")
@@ -228,7 +228,7 @@ def test_stages_of_a_depthwise_layer_compose_to_its_kernel(plan):
 def test_ways_through_hidden_channels_are_counted():
     module = nn.Sequential(nn.Conv2d(2, 2, 5))
     planned = convfactor.plan(module, images(), 0.999, objective="macs")
-    cascade = Structure((StageShape(2, 3, (3, 3)), StageShape(3, 2, (3, 3)))).random()
+    cascade = Cascade.random(Structure((StageShape(2, 3, (3, 3)), StageShape(3, 2, (3, 3)))))
     weight = cascade.stages[0].weight.clone()
     weight[:, 0] = torch.tensor([0.0, 10.0, 1e-3])[:, None, None]
     cascade = replace(
@@ -245,7 +245,7 @@ def test_kernels_that_reach_beyond_the_original_share_its_window(plan):
     module = nn.Sequential(nn.Conv2d(1, 1, 5, 2, bias=False))
     planned = convfactor.plan(module, images(channels=1), 0.999, objective="macs")
     structure = Structure((StageShape(1, 1, (3, 3), (2, 2)), StageShape(1, 1, (3, 3))), (-1, -1))
-    cascade = structure.random()
+    cascade = Cascade.random(structure)
     entry = replace(planned.entries[0], decision="replaced", structure=structure)
     shown = replace(
         planned, entries=(entry,), replacements={0: Replacement(cascade, torch.zeros(1))}

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convfactor.conv import formats
-from convfactor.conv.cascade import Cascade, Structure
+from convfactor.conv.cascade import Cascade
 from convfactor.conv.geometry import ConvGeometry
+from convfactor.conv.structure import Structure
 from convfactor.conv.weights import ComposedWeight
 
 _FORMATS = ("memory_format", "output_format")
@@ -214,7 +215,7 @@ class CascadeConv2d(nn.Module):
     def cascade(self) -> Cascade:
         """Read the cascade back from the current weights, which it shares."""
         weights = [conv.weight.detach() for conv in _convolutions(self.stages)]
-        return self.structure.cascade(weights)
+        return Cascade.of(self.structure, weights)
 
     @property
     def weight(self) -> ComposedWeight:
@@ -234,7 +235,7 @@ class CascadeConv2d(nn.Module):
             kernel; what the cascade spans beyond them is left out.
         """
         weights = [conv.weight for conv in _convolutions(self.stages)]
-        pixels = self.structure.cascade(weights).compose()
+        pixels = Cascade.of(self.structure, weights).compose()
         height, width = self.geometry.extent
         top, left = self.structure.offset
         rows, cols = pixels.shape[2:]

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from convfactor.conv.bounds import Bounds
-from convfactor.conv.cascade import Cascade, Stage, Structure
+from convfactor.conv.cascade import Cascade, Stage
 from convfactor.conv.geometry import ConvGeometry, Pair
+from convfactor.conv.structure import Structure
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,9 +10,10 @@ from typing import Any, Literal
 from numpy.typing import NDArray
 from torch import Tensor
 
-from convfactor.conv.cascade import Cascade, Structure
+from convfactor.conv.cascade import Cascade
 from convfactor.conv.geometry import Pair
 from convfactor.conv.moments import Moments
+from convfactor.conv.structure import Structure
 from convfactor.errors import ToleranceError
 from convfactor.factorization.budget import Budget
 from convfactor.factorization.cheapest import cheapest, needed

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from convfactor.conv.cascade import Cascade, Structure
+from convfactor.conv.cascade import Cascade
 from convfactor.conv.geometry import ConvGeometry, Pair
 from convfactor.conv.moments import Moments
+from convfactor.conv.structure import Structure
 from convfactor.factorization.budget import Budget
 from convfactor.factorization.factorization import Factorization
 from convfactor.factorization.families import Family
@@ -95,7 +96,7 @@ class Factorizer:
         family = Family(kernel, (kernel.kernel_size,), (kernel.stride,), ((1, 1),))
         nothing = torch.zeros((), dtype=torch.float64, device=weight.device)
         return Factorization(
-            cascade=family.structure(()).cascade([weight]),
+            cascade=Cascade.of(family.structure(()), [weight]),
             error=0.0,
             channel_errors=nothing.repeat(kernel.out_channels),
             bias_shift=nothing.repeat(kernel.out_channels),
@@ -169,4 +170,4 @@ def _rounded(cascade: Cascade, dtype: torch.dtype) -> Cascade:
         weights[-1] = weights[-1] * (most / peak)
         weights[0] = weights[0] * (peak / most)
     within = [weight.clamp(-most, most) for weight in weights]
-    return cascade.structure.cascade(within).to(dtype)
+    return Cascade.of(cascade.structure, within).to(dtype)

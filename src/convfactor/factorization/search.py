@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Generic, Protocol, TypeVar
 
-from convfactor.conv.cascade import Cascade, Structure
+from convfactor.conv.cascade import Cascade
+from convfactor.conv.structure import Structure
 from convfactor.factorization.budget import Budget
 from convfactor.factorization.solvers import Effort
 

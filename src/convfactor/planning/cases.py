@@ -11,9 +11,10 @@ from torch import Tensor
 
 from convfactor.conv.accuracy import OutputErrors, layer_errors
 from convfactor.conv.calls import convolution
-from convfactor.conv.cascade import Cascade, Structure
+from convfactor.conv.cascade import Cascade
 from convfactor.conv.geometry import ConvGeometry, Pair
 from convfactor.conv.layer import CascadeConv2d
+from convfactor.conv.structure import Structure
 from convfactor.factorization.budget import Budget
 from convfactor.factorization.factorization import Factorization
 from convfactor.factorization.factorizer import Factorizer, Report

@@ -12,7 +12,7 @@ import torch
 from rich.progress import Progress
 from torch import nn
 
-from convfactor.conv.cascade import Structure
+from convfactor.conv.structure import Structure
 from convfactor.factorization.factorizer import Report
 from convfactor.model import digests, transforms
 from convfactor.model.finding import Select, find

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from convfactor.conv.accuracy import OutputErrors
 from convfactor.conv.bounds import Bounds
-from convfactor.conv.cascade import Cascade, Structure
+from convfactor.conv.cascade import Cascade
 from convfactor.conv.geometry import ConvGeometry
 from convfactor.conv.layer import CascadeConv2d
+from convfactor.conv.structure import Structure
 from convfactor.errors import PlanMismatchError
 from convfactor.model import rewrite
 from convfactor.model.copies import copied
@@ -385,7 +386,7 @@ def _replacements(entries: tuple[Entry, ...], tensors: dict[str, Tensor]) -> dic
             except KeyError as error:
                 raise ValueError(f"the tensor {error} is missing") from error
             check_tensors(entry.structure, entry.dtype, weights, shift)
-            found[i] = Replacement(entry.structure.cascade(weights), shift)
+            found[i] = Replacement(Cascade.of(entry.structure, weights), shift)
     if left:
         raise ValueError(f"the tensor {next(iter(left))!r} belongs to no entry")
     return found

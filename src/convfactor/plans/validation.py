@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from convfactor.conv.cascade import Structure
 from convfactor.conv.geometry import ConvGeometry
 from convfactor.conv.layer import check_fit
+from convfactor.conv.structure import Structure
 from convfactor.planning.latency import Timing
 
 if TYPE_CHECKING:

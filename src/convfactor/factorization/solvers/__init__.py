@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from convfactor.conv.cascade import Cascade, Structure
+from convfactor.conv.cascade import Cascade
+from convfactor.conv.structure import Structure
 from convfactor.factorization.budget import Budget
 from convfactor.factorization.solvers import dense, levenberg, separable
 from convfactor.factorization.solvers.problem import Effort, Problem, Progress

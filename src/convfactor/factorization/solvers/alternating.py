@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from convfactor.conv.cascade import Cascade, Structure
+from convfactor.conv.cascade import Cascade
+from convfactor.conv.structure import Structure
 from convfactor.factorization.budget import Budget
 from convfactor.factorization.solvers.chains import Layout, branches, pack
 from convfactor.factorization.solvers.problem import Problem

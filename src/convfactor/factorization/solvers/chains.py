@@ -9,8 +9,9 @@ from functools import cache
 
 from torch import Tensor
 
-from convfactor.conv.cascade import Cascade, StageShape, Structure
+from convfactor.conv.cascade import Cascade
 from convfactor.conv.geometry import Pair
+from convfactor.conv.structure import StageShape, Structure
 
 _ORDERS = 5000
 
@@ -63,19 +64,6 @@ class Layout:
             (self.select(first).span, *kept.sizes),
             ((1, 1), *kept.spacings),
         )
-
-
-def default_sizes(height: int, width: int) -> tuple[Pair, ...]:
-    """Choose the fewest stages of at most 3x3 that span a kernel.
-
-    An even side ends with a stage of 2 on that side, a shorter side with stages of 1.
-    """
-    sides = []
-    for length in (height, width):
-        sides.append([3] * ((length - 1) // 2) + [2] * ((length - 1) % 2))
-    count = max(1, *map(len, sides))
-    rows, cols = (side + [1] * (count - len(side)) for side in sides)
-    return tuple(zip(rows, cols, strict=True))
 
 
 def chain_structure(
@@ -143,7 +131,7 @@ def branches(structure: Structure, groups: int, out_per_group: int) -> int:
 
 def pack(structure: Structure, kernels: Sequence[Tensor]) -> Cascade:
     """Make a cascade of the chains' kernels, one tensor (outputs, branches, kH, kW) per stage."""
-    return structure.cascade(kernels)
+    return Cascade.of(structure, kernels)
 
 
 def unpack(cascade: Cascade, count: int) -> list[Tensor]:

@@ -9,8 +9,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from convfactor.conv.cascade import Structure
 from convfactor.conv.geometry import Pair
+from convfactor.conv.structure import Structure
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from convfactor.conv.cascade import Cascade, Structure
+from convfactor.conv.cascade import Cascade
+from convfactor.conv.structure import Structure
 from convfactor.factorization.budget import Budget
 from convfactor.factorization.solvers.composition import Composition, Layout
 from convfactor.factorization.solvers.descent import Descent
@@ -114,7 +115,7 @@ def solve(
         flat, layout = layout.transpose(flat), layout.transposed
     weights = layout.split(flat)
     weights[-1] = weights[-1] * reduction.scale[:, None, None]
-    return structure.cascade([weight.flatten(0, 1) for weight in weights]).balanced()
+    return Cascade.of(structure, [weight.flatten(0, 1) for weight in weights]).balanced()
 
 
 def _scaled(flat: Tensor, layout: Layout, reduction: Reduction) -> Tensor:

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from convfactor.conv.cascade import Cascade, Structure
+from convfactor.conv.cascade import Cascade
 from convfactor.conv.geometry import Pair
+from convfactor.conv.structure import Structure
 from convfactor.factorization.solvers.composition import Layout
 
 

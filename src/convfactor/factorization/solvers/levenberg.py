@@ -14,7 +14,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from convfactor.conv.cascade import Cascade, Structure
+from convfactor.conv.cascade import Cascade
+from convfactor.conv.structure import Structure
 from convfactor.factorization.budget import Budget
 from convfactor.factorization.solvers.chains import Layout, branches, embed, pack
 from convfactor.factorization.solvers.efforts import DRAFT, MANY, Plan, affordable

@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from convfactor.conv.cascade import Cascade, Structure
+from convfactor.conv.cascade import Cascade
 from convfactor.conv.geometry import Pair
 from convfactor.conv.moments import Moments
+from convfactor.conv.structure import Structure
 
 EXACT = 1e-10
 

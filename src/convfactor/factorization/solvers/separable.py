@@ -16,10 +16,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from convfactor.conv.cascade import Cascade, Structure
+from convfactor.conv.cascade import Cascade
 from convfactor.conv.geometry import Pair
+from convfactor.conv.grid import stage_sizes
+from convfactor.conv.structure import Structure
 from convfactor.factorization.budget import Budget
-from convfactor.factorization.solvers.chains import branches, chain_structure, default_sizes, pack
+from convfactor.factorization.solvers.chains import branches, chain_structure, pack
 from convfactor.factorization.solvers.problem import Problem
 
 Array = npt.NDArray[Any]
@@ -66,7 +68,7 @@ def split(kernel: Tensor, sizes: Sequence[Pair] | None = None, tolerance: float 
             needs more real roots (one for each stage of even size) than the filter has.
     """
     height, width = kernel.shape
-    sizes = default_sizes(height, width) if sizes is None else tuple(sizes)
+    sizes = stage_sizes((height, width)) if sizes is None else tuple(sizes)
     if not bool(torch.isfinite(kernel).all()):
         raise ValueError("kernel must be finite, it holds Inf or NaN")
     terms = rank(kernel, tolerance)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from convfactor.conv.cascade import Structure
 from convfactor.conv.geometry import Pair
+from convfactor.conv.structure import Structure
 
 _DOUBLE = 8
 # Measured on one core: multiplies of matrices, and values that are copied and rearranged.
