@@ -36,7 +36,7 @@ from convfactor.conv.moments import Moments
 from convfactor.conv.structure import StageShape, Structure
 from convfactor.demo import photographs
 from convfactor.factorization.families import dilated, full, separable_pair
-from convfactor.factorization.solvers import Problem, alternating, dense, solve
+from convfactor.factorization.solvers import Problem, Request, alternating, dense, solve
 from convfactor.model.finding import find
 from convfactor.model.inputs import ModelInputs
 from convfactor.planning.calibration import Split, collect
@@ -48,6 +48,7 @@ LUMA = ("chelsea", "coffee", "coins", "hubble_deep_field", "ihc", "moon", "motor
         "retina", "rocket")  # fmt: skip
 MARGIN = 4
 STARTS = 50
+RESTARTS = alternating.Recipe(starts=STARTS)
 MARKS = (0.25, 0.5, 1, 2, 4, 8, 16)
 CONSOLE = Console(width=112, highlight=False)
 
@@ -120,7 +121,7 @@ def timed(problem: Problem, find_cascade: Callable[[], Cascade]) -> Outcome:
 
 def ours(problem: Problem, structure: Structure) -> Outcome:
     """Our solver on one structure."""
-    return timed(problem, lambda: solve(problem, structure))
+    return timed(problem, lambda: solve(Request(problem, structure)))
 
 
 def widest_pair(kernel: ConvGeometry, macs: int) -> Structure:
@@ -313,7 +314,7 @@ def print_strided(known: dict[str, Layer]) -> None:
 def _draft_error(layer: Layer, structure: Structure) -> float:
     """Error of a quick solve, to choose where the stride goes."""
     problem = layer.problem(structure, calibrated=False)
-    return problem.error(solve(problem, structure, effort="draft"))
+    return problem.error(solve(Request(problem, structure, effort="draft")))
 
 
 def print_convergence(known: dict[str, Layer]) -> None:
@@ -329,9 +330,11 @@ def print_convergence(known: dict[str, Layer]) -> None:
         told: list[tuple[float, float]] = []
         start = time.perf_counter()
         cascade = dense.solve(
-            problem,
-            structure,
-            progress=lambda _, error: told.append((time.perf_counter() - start, error)),  # noqa: B023
+            Request(
+                problem,
+                structure,
+                progress=lambda _, error: told.append((time.perf_counter() - start, error)),  # noqa: B023
+            )
         )
         seconds, error = time.perf_counter() - start, problem.error(cascade)
         reached = [[e for at, e in told if at <= mark] for mark in MARKS]
@@ -395,7 +398,7 @@ def print_filters() -> None:
             if len(structure.stages) <= 5:
                 methods["original, batched"] = timed(
                     problem,
-                    lambda: alternating.solve(problem, structure, starts=STARTS).cascade,  # noqa: B023
+                    lambda: alternating.solve(Request(problem, structure), RESTARTS).cascade,  # noqa: B023
                 )
             originals = [m.error for key, m in methods.items() if key.startswith("original")]
             never_worse &= all(methods["cascade"].error <= e + 1e-9 for e in originals)
@@ -485,7 +488,8 @@ def _one_by_one(problem: Problem, structure: Structure) -> Cascade:
     found = []
     for seed in range(STARTS):
         try:
-            found.append(alternating.solve(problem, structure, starts=1, seed=seed))
+            once = alternating.Recipe(starts=1)
+            found.append(alternating.solve(Request(problem, structure, seed=seed), once))
         except ValueError:  # this start diverged
             continue
     return min(found, key=lambda restarts: float(restarts.losses)).cascade
@@ -633,7 +637,7 @@ def _warm_up() -> None:
     for shape in ((1, 1, 5, 5), (2, 3, 5, 5)):
         weight = torch.ones(shape, dtype=torch.float64)
         structure = next(full(ConvGeometry.from_weight(weight))).structure((1,))
-        solve(Problem.from_weight(weight), structure, effort="draft")
+        solve(Request(Problem.from_weight(weight), structure, effort="draft"))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from scipy.signal import correlate
 from torch import Tensor, nn
 
 from convfactor import Cascade, Factorization, Moments, StageShape, Structure, factorize
-from convfactor.factorization.solvers import Problem, alternating, levenberg
+from convfactor.factorization.solvers import Problem, Request, alternating, levenberg
 from convfactor.factorization.solvers.chains import chain_structure
 
 FOLDER = os.environ.get("CONVFACTOR_CASES")
@@ -85,8 +85,8 @@ def test_mse_in_the_original_normalisation(band: str, most: float) -> None:
     problem = Problem(alternating.normalise(kernel)[None, None, None])
     corners = tuple((16 - side) // 2 + (side - 5) // 2 for side in kernel.shape)
     structure = chain_structure(1, 1, [(3, 3)] * 2, offset=(corners[0], corners[1]))
-    found = levenberg.solve(problem, structure)
-    original = alternating.solve(problem, structure)
+    found = levenberg.solve(Request(problem, structure))
+    original = alternating.solve(Request(problem, structure))
     mse, theirs = (
         float(problem.residual(cascade).square().mean()) for cascade in (found, original.cascade)
     )

@@ -9,9 +9,9 @@ import torch
 
 from convfactor.conv.cascade import Cascade
 from convfactor.conv.structure import StageShape, Structure
-from convfactor.factorization.solvers import dense
+from convfactor.factorization.solvers import Request, dense
 from convfactor.factorization.solvers.composition import Layout
-from convfactor.factorization.solvers.embedding import embed
+from convfactor.factorization.solvers.embedding import embed_dense
 from convfactor.factorization.solvers.problem import Problem
 
 
@@ -41,7 +41,7 @@ def smooth_covariance(channels: int, height: int, width: int, decay: float = 0.9
 
 
 def solved(problem: Problem, structure: Structure, **kwargs: object) -> tuple[Cascade, float]:
-    cascade = dense.solve(problem, structure, **kwargs)  # type: ignore[arg-type]
+    cascade = dense.solve(Request(problem, structure, **kwargs))  # type: ignore[arg-type]
     assert cascade.structure == structure
     assert all(stage.weight.dtype == torch.float64 for stage in cascade.stages)
     return cascade, problem.error(cascade)
@@ -135,7 +135,7 @@ def test_a_start_keeps_its_composed_kernel_when_embedded() -> None:
     weight, structure = random_kernel(5, 4, 7, 7), chain(4, 3, 5, 5)
     start = Cascade.random(Structure(chain(4, 3, 5).stages, (2, 0)), 5)
     problem = Problem(weight[None])
-    flat = embed(start, structure)
+    flat = embed_dense(start, Request(problem, structure))
     layout = Layout.of(structure)
     embedded = Cascade.of(structure, [part.flatten(0, 1) for part in layout.split(flat)])
     torch.testing.assert_close(problem.residual(embedded), problem.residual(start))
@@ -144,7 +144,7 @@ def test_a_start_keeps_its_composed_kernel_when_embedded() -> None:
 def test_a_start_that_does_not_fit_is_refused() -> None:
     problem = Problem(random_kernel(1, 5, 4, 5, 5))
     with pytest.raises(ValueError, match="starts must hold cascades of the structure"):
-        dense.solve(problem, chain(4, 2, 5), starts=[Cascade.random(chain(4, 3, 5))])
+        dense.solve(Request(problem, chain(4, 2, 5), starts=[Cascade.random(chain(4, 3, 5))]))
 
 
 @pytest.mark.parametrize("calibrated", [False, True])
@@ -166,7 +166,7 @@ def test_groups_are_solved_each_on_its_own(calibrated: bool) -> None:
 def test_stages_with_other_groups_are_refused() -> None:
     structure = Structure((StageShape(4, 4, (3, 3), groups=2), StageShape(4, 4, (3, 3))))
     with pytest.raises(ValueError, match="structure must have 1 groups in every stage"):
-        dense.solve(Problem(random_kernel(1, 4, 4, 5, 5)), structure)
+        dense.solve(Request(Problem(random_kernel(1, 4, 4, 5, 5)), structure))
 
 
 @pytest.mark.parametrize("rank", [0, 1, 10])

@@ -15,7 +15,7 @@ from convfactor.conv.structure import Structure
 from convfactor.factorization.budget import Budget
 from convfactor.factorization.factorization import Factorization
 from convfactor.factorization.families import Family
-from convfactor.factorization.solvers import Effort, Problem, Size, constraints, solve
+from convfactor.factorization.solvers import Effort, Problem, Request, Size, constraints, solve
 
 # Called with a structure that is being solved, the share of the work done and the error reached.
 Report = Callable[[Structure, float, float], None]
@@ -121,7 +121,7 @@ class Factorizer:
         """Solve for a structure, round, and measure what came out."""
         problem = self.problem(structure)
         aim = constraints.weigh_dc(problem) if self.preserve_dc else problem
-        cascade = solve(
+        request = Request(
             aim,
             structure,
             starts=starts,
@@ -131,7 +131,7 @@ class Factorizer:
             progress=lambda share, error: self.report(structure, share, error),
             budget=self.budget,
         )
-        return self.measure(cascade, problem)
+        return self.measure(solve(request), problem)
 
     def measure(self, cascade: Cascade, problem: Problem | None = None) -> Factorization:
         """Apply the constraint, round to the weight's dtype and compute the errors."""

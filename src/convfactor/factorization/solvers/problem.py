@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,10 +14,6 @@ from convfactor.conv.moments import Moments
 from convfactor.conv.structure import Structure
 
 EXACT = 1e-10
-
-Effort = Literal["draft", "full"]
-# Called with the share of the work done and the relative error reached.
-Progress = Callable[[float, float], None]
 
 
 @dataclass(frozen=True, eq=False)
