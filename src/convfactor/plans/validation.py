@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
+from convfactor.conv.fitting import check_fit
 from convfactor.conv.geometry import ConvGeometry
-from convfactor.conv.layer import check_fit
 from convfactor.conv.structure import Structure
 from convfactor.planning.latency import Timing
 
