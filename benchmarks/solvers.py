@@ -30,12 +30,13 @@ from rich.table import Table
 from tensorly.decomposition import parafac, partial_tucker
 from torch import Tensor
 
-from convfactor.conv.cascade import Cascade, StageShape, Structure
+from convfactor.conv.cascade import Cascade
 from convfactor.conv.geometry import ConvGeometry
 from convfactor.conv.moments import Moments
+from convfactor.conv.structure import StageShape, Structure
 from convfactor.demo import photographs
 from convfactor.factorization.families import dilated, full, separable_pair
-from convfactor.factorization.solvers import Problem, alternating, dense, solve
+from convfactor.factorization.solvers import Problem, Request, alternating, dense, solve
 from convfactor.model.finding import find
 from convfactor.model.inputs import ModelInputs
 from convfactor.planning.calibration import Split, collect
@@ -47,6 +48,7 @@ LUMA = ("chelsea", "coffee", "coins", "hubble_deep_field", "ihc", "moon", "motor
         "retina", "rocket")  # fmt: skip
 MARGIN = 4
 STARTS = 50
+RESTARTS = alternating.Recipe(starts=STARTS)
 MARKS = (0.25, 0.5, 1, 2, 4, 8, 16)
 CONSOLE = Console(width=112, highlight=False)
 
@@ -119,7 +121,7 @@ def timed(problem: Problem, find_cascade: Callable[[], Cascade]) -> Outcome:
 
 def ours(problem: Problem, structure: Structure) -> Outcome:
     """Our solver on one structure."""
-    return timed(problem, lambda: solve(problem, structure))
+    return timed(problem, lambda: solve(Request(problem, structure)))
 
 
 def widest_pair(kernel: ConvGeometry, macs: int) -> Structure:
@@ -150,7 +152,7 @@ def tucker2(weight: Tensor, kernel: ConvGeometry, macs: int) -> Cascade | None:
         (core, (left, right)), _ = partial_tucker(
             weight, rank=[outer, inner], modes=[0, 1], n_iter_max=50, tol=1e-6
         )
-        cascade = structure(inner, outer).cascade([right.mT, core, left])
+        cascade = Cascade.of(structure(inner, outer), [right.mT, core, left])
         error = float((cascade.compose() - weight).norm())
         if error < least:
             best, least = cascade, error
@@ -178,7 +180,7 @@ def cp(weight: Tensor, kernel: ConvGeometry, macs: int) -> Cascade | None:
     _, (last, first, column, row) = parafac(
         weight, rank, n_iter_max=300, init="random", tol=1e-7, random_state=0
     )
-    return structure(rank).cascade([first.mT, column.mT, row.mT, last])
+    return Cascade.of(structure(rank), [first.mT, column.mT, row.mT, last])
 
 
 def layers(networks: ModuleType) -> dict[str, Layer]:
@@ -312,7 +314,7 @@ def print_strided(known: dict[str, Layer]) -> None:
 def _draft_error(layer: Layer, structure: Structure) -> float:
     """Error of a quick solve, to choose where the stride goes."""
     problem = layer.problem(structure, calibrated=False)
-    return problem.error(solve(problem, structure, effort="draft"))
+    return problem.error(solve(Request(problem, structure, effort="draft")))
 
 
 def print_convergence(known: dict[str, Layer]) -> None:
@@ -328,9 +330,11 @@ def print_convergence(known: dict[str, Layer]) -> None:
         told: list[tuple[float, float]] = []
         start = time.perf_counter()
         cascade = dense.solve(
-            problem,
-            structure,
-            progress=lambda _, error: told.append((time.perf_counter() - start, error)),  # noqa: B023
+            Request(
+                problem,
+                structure,
+                progress=lambda _, error: told.append((time.perf_counter() - start, error)),  # noqa: B023
+            )
         )
         seconds, error = time.perf_counter() - start, problem.error(cascade)
         reached = [[e for at, e in told if at <= mark] for mark in MARKS]
@@ -394,7 +398,7 @@ def print_filters() -> None:
             if len(structure.stages) <= 5:
                 methods["original, batched"] = timed(
                     problem,
-                    lambda: alternating.solve(problem, structure, starts=STARTS).cascade,  # noqa: B023
+                    lambda: alternating.solve(Request(problem, structure), RESTARTS).cascade,  # noqa: B023
                 )
             originals = [m.error for key, m in methods.items() if key.startswith("original")]
             never_worse &= all(methods["cascade"].error <= e + 1e-9 for e in originals)
@@ -484,7 +488,8 @@ def _one_by_one(problem: Problem, structure: Structure) -> Cascade:
     found = []
     for seed in range(STARTS):
         try:
-            found.append(alternating.solve(problem, structure, starts=1, seed=seed))
+            once = alternating.Recipe(starts=1)
+            found.append(alternating.solve(Request(problem, structure, seed=seed), once))
         except ValueError:  # this start diverged
             continue
     return min(found, key=lambda restarts: float(restarts.losses)).cascade
@@ -632,7 +637,7 @@ def _warm_up() -> None:
     for shape in ((1, 1, 5, 5), (2, 3, 5, 5)):
         weight = torch.ones(shape, dtype=torch.float64)
         structure = next(full(ConvGeometry.from_weight(weight))).structure((1,))
-        solve(Problem.from_weight(weight), structure, effort="draft")
+        solve(Request(Problem.from_weight(weight), structure, effort="draft"))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import convfactor
-from convfactor import CascadeConv2d, StageShape, Structure, plots
+from convfactor import Cascade, CascadeConv2d, StageShape, Structure, plots
 from convfactor.demo import photographs
 from convfactor.latency import compare
 
@@ -50,7 +50,7 @@ def main() -> None:
     f = convfactor.factorize(kernel, stages=SIZE // 2)
     print(f"{len(f.stages)} stages, relative error in double precision: {f.error:.1e}")
     shapes = (StageShape(1, 1, (SIZE, 1)), StageShape(1, 1, (1, SIZE)))
-    pair = Structure(shapes).cascade([taps, taps])  # the textbook's way, to compare with
+    pair = Cascade.of(Structure(shapes), [taps, taps])  # the textbook's way, to compare with
     layers = {
         "31x31": blur,
         "3x3 cascade": CascadeConv2d.from_conv(blur, f),

@@ -45,7 +45,7 @@ def drawn(figure):
 
 
 def chain() -> Cascade:
-    return Structure((StageShape(1, 1, (3, 3)), StageShape(1, 1, (3, 3)))).random(1)
+    return Cascade.random(Structure((StageShape(1, 1, (3, 3)), StageShape(1, 1, (3, 3)))), 1)
 
 
 def texts(figure):
@@ -98,7 +98,7 @@ def test_a_dense_cascade_shows_the_kernels_between_one_pair(groups):
         StageShape(6, 8, (3, 1), groups=groups),
         StageShape(8, 4, (3, 3), groups=groups),
     )
-    cascade = Structure(shapes).random(3)
+    cascade = Cascade.random(Structure(shapes), 3)
     out, into = 3, 1
     figure = drawn(plots.plot_kernels(cascade.compose(), cascade, channel=(out, into)))
     first, between, last = (
@@ -123,7 +123,7 @@ def test_the_pair_of_most_energy_is_shown():
 
 def test_many_stages_take_several_rows():
     stages = tuple(StageShape(1, 1, (3, 3)) for _ in range(15))
-    cascade = Structure(stages).random()
+    cascade = Cascade.random(Structure(stages))
     figure = drawn(plots.plot_kernels(cascade.compose(), cascade))
     rows = {round(a.get_position().y1, 2) for a in figure.axes if a.get_title()}
     assert len(rows) == 3
@@ -229,7 +229,7 @@ def test_the_frontier_over_times_sets_the_slower_ones_apart(factorizations):
 )
 def test_frontier_labels_name_stages_or_widths(factorizations, shapes, label):
     stages = tuple(StageShape(c_in, c_out, (3, 3), groups=g) for c_in, c_out, g in shapes)
-    found = replace(factorizations[0], cascade=Structure(stages).random())
+    found = replace(factorizations[0], cascade=Cascade.random(Structure(stages)))
     figure = drawn(plots.plot_frontier([found]))
     assert [t.get_text() for t in figure.axes[0].texts] == [label]
 
@@ -262,7 +262,7 @@ def test_labels_of_near_points_do_not_overlap(factorizations, errors):
     for i, error in enumerate(errors):
         channels = [4] * (3 + i % 3)
         shapes = [StageShape(a, b, 3) for a, b in pairwise(channels)]
-        cascade = Structure(tuple(shapes)).random()
+        cascade = Cascade.random(Structure(tuple(shapes)))
         found.append(replace(factorizations[0], cascade=cascade, error=error))
     figure = drawn(plots.plot_frontier(found, chosen=0, tolerance=0.05, original=400))
     (axis,) = figure.axes

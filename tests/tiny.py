@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from convfactor.conv.cascade import StageShape, Structure
+from convfactor import Cascade
+from convfactor.conv.structure import StageShape, Structure
 
 
 def kernel(
@@ -17,7 +18,7 @@ def kernel(
     """Compose random 3x3 stages with one hidden channel per group, (out, channels/groups, ...)."""
     widths = (channels, *[groups] * (size // 2 - 1), out)
     stages = [StageShape(a, b, (3, 3), groups=groups) for a, b in itertools.pairwise(widths)]
-    return Structure(tuple(stages)).random(seed).compose().float()
+    return Cascade.random(Structure(tuple(stages)), seed).compose().float()
 
 
 def conv(

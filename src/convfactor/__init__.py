@@ -2,13 +2,14 @@
 
 from convfactor import fx, wavelets
 from convfactor.conv.bounds import Bounds
-from convfactor.conv.cascade import Cascade, Stage, StageShape, Structure
+from convfactor.conv.cascade import Cascade, Stage
 from convfactor.conv.geometry import ConvGeometry
 from convfactor.conv.layer import CascadeConv2d
 from convfactor.conv.moments import Moments
+from convfactor.conv.structure import StageShape, Structure
 from convfactor.errors import PlanMismatchError, ToleranceError
+from convfactor.factorization.factorization import Factorization
 from convfactor.factorization.factorize import factorize
-from convfactor.factorization.factorizer import Factorization
 from convfactor.planning.optimization import optimize, plan
 from convfactor.plans.plan import Plan
 

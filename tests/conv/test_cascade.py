@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from convfactor.conv.cascade import Cascade, StageShape, Structure, convolve
+from convfactor.conv.cascade import Cascade, convolve
+from convfactor.conv.structure import StageShape, Structure
 
 small = st.tuples(st.integers(1, 3), st.integers(1, 3))
 
@@ -45,7 +46,7 @@ def sample(structure: Structure) -> Tensor:
 
 @given(structures(), st.integers(0, 3))
 def test_the_composed_kernel_does_what_the_stages_do(structure, seed):
-    cascade, x = structure.random(seed), sample(structure)
+    cascade, x = Cascade.random(structure, seed), sample(structure)
     kernel = cascade.compose()
     assert tuple(kernel.shape[2:]) == structure.span
     once = F.conv2d(x, kernel, None, structure.stride, 0, 1, structure.groups)
@@ -64,10 +65,10 @@ def test_macs_count_every_stage_on_its_own_grid(structure):
 
 @given(structures(), st.integers(0, 3))
 def test_balancing_keeps_the_kernel_and_evens_out_the_power(structure, seed):
-    cascade = structure.random(seed)
+    cascade = Cascade.random(structure, seed)
     wild = [s.weight * 1e6 ** (-1) ** i for i, s in enumerate(cascade.stages)]
-    balanced = structure.cascade(wild).balanced()
-    want = structure.cascade(wild).compose()
+    balanced = Cascade.of(structure, wild).balanced()
+    want = Cascade.of(structure, wild).compose()
     scale = float(want.abs().max())
     torch.testing.assert_close(balanced.compose(), want, rtol=0, atol=1e-11 * scale)
     for cut in range(1, len(balanced.stages)):
@@ -92,7 +93,7 @@ def test_convolve_is_associative(channels, step, further):
 @pytest.mark.parametrize("dilation", [(2, 2), (1, 3)])
 def test_a_dilated_cascade_reads_the_dilated_grid(dilation, early):
     stages = StageShape(1, 2, (3, 3), early), StageShape(2, 1, (3, 2), (2, 2))
-    cascade = Structure(stages, (-1, 0)).random()
+    cascade = Cascade.random(Structure(stages, (-1, 0)))
     spread = cascade.dilated(dilation)
     assert spread.offset == (-dilation[0], 0)
     kernel = spread.compose()
@@ -109,7 +110,7 @@ def test_stages_must_fit_together():
 
 def test_noise_gain_predicts_rounding_of_the_intermediate():
     structure = Structure((StageShape(2, 6, (3, 3)), StageShape(6, 3, (3, 3), groups=3)), (0, 0))
-    cascade = structure.random(3).balanced()
+    cascade = Cascade.random(structure, 3).balanced()
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, 2, 200, 200, generator=generator, dtype=torch.float64)
     hidden = F.conv2d(x, cascade.stages[0].weight)
@@ -118,13 +119,13 @@ def test_noise_gain_predicts_rounding_of_the_intermediate():
     wrong = F.conv2d(noise, cascade.stages[1].weight, groups=3)
     seen = wrong.norm() / run(cascade, x).norm()
     assert float(seen) == pytest.approx(1e-3 * cascade.noise_gain(), rel=0.05)
-    assert Structure((StageShape(1, 1, (3, 3)),)).random().noise_gain() == 0
+    assert Cascade.random(Structure((StageShape(1, 1, (3, 3)),))).noise_gain() == 0
 
 
 def test_random_keeps_power_and_is_deterministic():
     structure = Structure((StageShape(8, 16, (3, 3)), StageShape(16, 8, (3, 3))))
     before = torch.random.get_rng_state()
-    first, second = structure.random(5), structure.random(5)
+    first, second = Cascade.random(structure, 5), Cascade.random(structure, 5)
     assert torch.equal(torch.random.get_rng_state(), before)
     assert torch.equal(first.compose(), second.compose())
     assert float(first.compose().square().sum()) / 8 == pytest.approx(1, rel=0.3)

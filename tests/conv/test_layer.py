@@ -18,9 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from convfactor.conv.cascade import Cascade, StageShape, Structure
+from convfactor.conv.cascade import Cascade
 from convfactor.conv.geometry import ConvGeometry
 from convfactor.conv.layer import CascadeConv2d
+from convfactor.conv.structure import StageShape, Structure
 from convfactor.factorization.factorize import factorize
 
 MODES = ("zeros", "reflect", "replicate", "circular")
@@ -187,7 +188,7 @@ def layers(draw: st.DrawFn):
         groups=groups,
         padding_mode=draw(st.sampled_from(MODES)),
     )
-    cascade = structure.random(draw(st.integers(0, 99)))
+    cascade = Cascade.random(structure, draw(st.integers(0, 99)))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 99)))
     bias = None
     if draw(st.booleans()):
@@ -246,7 +247,7 @@ def test_each_structure_and_mode_equals_the_module(name: str, mode: str) -> None
         if padding == "same" and structure.stride != (1, 1):
             continue
         geometry = geometry_of(structure, padding=padding, padding_mode=mode)
-        cascade = structure.random(1)
+        cascade = Cascade.random(structure, 1)
         bias = torch.linspace(-1, 1, geometry.out_channels, dtype=torch.float64)
         conv = original(geometry, cascade, bias, padding)
         layer = CascadeConv2d.from_conv(conv, cascade)
@@ -287,7 +288,7 @@ def test_output_size_is_the_originals_for_every_legal_size(name: str, grow) -> N
 
 def test_padding_each_stage_alone_would_be_wrong() -> None:
     structure = STRUCTURES["9x9"]
-    cascade = structure.random(0)
+    cascade = Cascade.random(structure, 0)
     geometry = geometry_of(structure, padding=4, padding_mode="reflect")
     layer = CascadeConv2d.from_weight(cascade.compose(), None, cascade, geometry)
     x = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)).double()
@@ -316,7 +317,7 @@ def test_zero_padding_costs_no_copy_where_stages_can_add_it() -> None:
 def test_output_has_the_strides_of_the_originals(channels, mode, run, weights) -> None:
     structure = chain((channels[0], 5, channels[1]), {}, {})
     geometry = geometry_of(structure, padding=2, padding_mode=mode)
-    cascade = structure.random(0)
+    cascade = Cascade.random(structure, 0)
     conv = original(geometry, cascade, None, 2).float().to(memory_format=weights)
     layer = CascadeConv2d.from_conv(conv, cascade, run)
     x = torch.randn(2, channels[0], 9, 11, generator=torch.Generator().manual_seed(0))
@@ -334,7 +335,7 @@ def test_output_has_the_strides_of_the_originals(channels, mode, run, weights) -
 )
 def test_runs_in_every_dtype(dtype: torch.dtype, limit: float) -> None:
     geometry = geometry_of(PLAIN, padding=2)
-    cascade = PLAIN.random(0)
+    cascade = Cascade.random(PLAIN, 0)
     conv = original(geometry, cascade, None, 2)
     x = torch.randn(1, 4, 12, 12, generator=torch.Generator().manual_seed(0)).double()
     expected = conv(x)
@@ -350,7 +351,7 @@ def test_runs_in_every_dtype(dtype: torch.dtype, limit: float) -> None:
 @pytest.mark.parametrize("run", [None, torch.channels_last])
 def test_autocast_gives_what_the_module_gives(run) -> None:
     geometry = geometry_of(PLAIN, padding=2, padding_mode="reflect")
-    cascade = PLAIN.random(0)
+    cascade = Cascade.random(PLAIN, 0)
     conv = original(geometry, cascade, None, 2).float()
     layer = CascadeConv2d.from_conv(conv, cascade, run)
     x = torch.randn(1, 4, 12, 12, generator=torch.Generator().manual_seed(0))
@@ -378,7 +379,7 @@ def test_gradients_flow(run, mode: str) -> None:
 
 def test_bias_shift_goes_into_the_bias() -> None:
     geometry = geometry_of(PLAIN)
-    cascade = PLAIN.random(0)
+    cascade = Cascade.random(PLAIN, 0)
     shift = torch.tensor([1.0, -2.0, 3.0], dtype=torch.float64)
     x = torch.zeros(1, 4, 5, 5, dtype=torch.float64)
     for bias in (None, torch.tensor([0.5, 0.5, 0.5], dtype=torch.float64)):
@@ -391,9 +392,9 @@ def test_bias_shift_goes_into_the_bias() -> None:
 
 
 def test_flags_follow_the_module() -> None:
-    conv = original(geometry_of(PLAIN), PLAIN.random(0), torch.zeros(3), 0).eval()
+    conv = original(geometry_of(PLAIN), Cascade.random(PLAIN, 0), torch.zeros(3), 0).eval()
     conv.weight.requires_grad_(False)
-    layer = CascadeConv2d.from_conv(conv, PLAIN.random(0))
+    layer = CascadeConv2d.from_conv(conv, Cascade.random(PLAIN, 0))
     assert not layer.training
     assert not layer.stages[0].weight.requires_grad
     assert layer.stages[1].bias.requires_grad
@@ -401,8 +402,8 @@ def test_flags_follow_the_module() -> None:
 
 
 def test_building_leaves_no_side_effects() -> None:
-    conv = original(geometry_of(PLAIN), PLAIN.random(0), None, 0)
-    cascade = PLAIN.random(0)
+    conv = original(geometry_of(PLAIN), Cascade.random(PLAIN, 0), None, 0)
+    cascade = Cascade.random(PLAIN, 0)
     state = torch.random.get_rng_state()
     layer = CascadeConv2d.from_conv(conv, cascade)
     assert torch.equal(torch.random.get_rng_state(), state)
@@ -414,8 +415,8 @@ def test_building_leaves_no_side_effects() -> None:
 @pytest.mark.parametrize("run", [None, torch.channels_last])
 def test_copies_and_saved_states_answer_the_same(run) -> None:
     geometry = geometry_of(PLAIN, padding="same", padding_mode="replicate")
-    conv = original(geometry, PLAIN.random(0), torch.ones(3), "same")
-    layer = CascadeConv2d.from_conv(conv, PLAIN.random(0), run)
+    conv = original(geometry, Cascade.random(PLAIN, 0), torch.ones(3), "same")
+    layer = CascadeConv2d.from_conv(conv, Cascade.random(PLAIN, 0), run)
     x = torch.randn(1, 4, 9, 9, generator=torch.Generator().manual_seed(0)).double()
     file = io.BytesIO()
     torch.save(layer.state_dict(), file)
@@ -442,7 +443,7 @@ def test_symbolic_trace_keeps_the_stages(run) -> None:
 
 def test_cascade_reads_the_current_weights() -> None:
     structure = chain((4, 5, 3), {}, {}, offset=(-1, 1))
-    cascade = structure.random(0)
+    cascade = Cascade.random(structure, 0)
     layer = CascadeConv2d.from_weight(cascade.compose(), None, cascade, geometry_of(structure))
     assert layer.cascade().structure == layer.structure == structure
     assert torch.equal(layer.cascade().compose(), cascade.compose())
@@ -454,8 +455,8 @@ def test_cascade_reads_the_current_weights() -> None:
 def test_reads_like_the_original() -> None:
     structure = STRUCTURES["strided first"]
     geometry = geometry_of(structure, padding=(2, 3), padding_mode="circular")
-    conv = original(geometry, structure.random(0), None, (2, 3))
-    layer = CascadeConv2d.from_conv(conv, structure.random(0))
+    conv = original(geometry, Cascade.random(structure, 0), None, (2, 3))
+    layer = CascadeConv2d.from_conv(conv, Cascade.random(structure, 0))
     for name in (
         "in_channels",
         "out_channels",
@@ -489,8 +490,8 @@ def test_wrong_input_gets_torchs_errors() -> None:
 def test_images_without_pixels_are_refused_where_torch_does(name, padding, mode, run) -> None:
     structure = STRUCTURES[name]
     geometry = geometry_of(structure, padding=padding, padding_mode=mode)
-    conv = original(geometry, structure.random(0), None, padding)
-    layer = CascadeConv2d.from_conv(conv, structure.random(0), run)
+    conv = original(geometry, Cascade.random(structure, 0), None, padding)
+    layer = CascadeConv2d.from_conv(conv, Cascade.random(structure, 0), run)
     answers = 0
     for batch, height, width in product([(1,), (0,), ()], (0, 9), (0, 9)):
         x = torch.zeros(*batch, geometry.in_channels, height, width, dtype=torch.float64)
@@ -542,7 +543,7 @@ def test_single_pixels_and_empty_batches_keep_the_originals_strides(
     structure, run, weights, dtype
 ) -> None:
     geometry = geometry_of(structure, (2, 2), padding=2)
-    cascade = structure.random(0)
+    cascade = Cascade.random(structure, 0)
     conv = original(geometry, cascade, None, 2).to(dtype).to(memory_format=weights)
     layer = CascadeConv2d.from_conv(conv, cascade, run)
     for batch, size in product((0, 1, 2), (1, 3, 5)):
@@ -566,7 +567,7 @@ def test_refuses_what_does_not_fit() -> None:
     with pytest.raises(ValueError, match="memory_format"):
         CascadeConv2d(geometry, PLAIN, memory_format=torch.preserve_format)
     with pytest.raises(TypeError, match="ConvTranspose2d"):
-        CascadeConv2d.from_conv(nn.ConvTranspose2d(4, 3, 5), PLAIN.random(0))
+        CascadeConv2d.from_conv(nn.ConvTranspose2d(4, 3, 5), Cascade.random(PLAIN, 0))
 
 
 @pytest.mark.parametrize("memory_format", [None, torch.contiguous_format, torch.channels_last])

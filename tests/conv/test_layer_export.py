@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from convfactor.conv.cascade import StageShape, Structure
+from convfactor import Cascade
 from convfactor.conv.geometry import ConvGeometry
 from convfactor.conv.layer import CascadeConv2d
+from convfactor.conv.structure import StageShape, Structure
 
 RUNS = [None, torch.channels_last]
 CASES = {
@@ -34,7 +35,7 @@ def build(name: str, run: torch.memory_format | None) -> CascadeConv2d:
     geometry = ConvGeometry(3, 4, **{"kernel_size": (5, 5), **CASES[name]})
     first = StageShape(3, 6, (3, 3), stride=geometry.stride)
     structure = Structure((first, StageShape(6, 4, (3, 3))))
-    cascade = structure.random(0, torch.float32)
+    cascade = Cascade.random(structure, 0, torch.float32)
     weight, bias = torch.zeros(geometry.weight_shape), torch.linspace(-1, 1, 4)
     return CascadeConv2d.from_weight(weight, bias, cascade, geometry, run).eval()
 

@@ -13,7 +13,7 @@ from tiny import Functional, conv, images
 from torch import nn
 
 import convfactor
-from convfactor import CascadeConv2d, StageShape, Structure
+from convfactor import Cascade, CascadeConv2d, StageShape, Structure
 from convfactor.conv.geometry import ConvGeometry
 from convfactor.conv.weights import FactorizedWeight
 
@@ -139,7 +139,7 @@ def test_the_weight_stays_on_the_taps_of_the_original(dilation):
     """What the cascade spans beyond them is left out, and groups that it keeps apart are zero."""
     geometry = ConvGeometry(4, 4, (5, 5), (2, 2), dilation=(dilation, dilation), groups=2)
     stages = (StageShape(4, 4, (3, 3), (2, 2), groups=4), StageShape(4, 4, (3, 3), groups=4))
-    cascade = Structure(stages, (-1, -1)).dilated((dilation, dilation)).random()
+    cascade = Cascade.random(Structure(stages, (-1, -1)).dilated((dilation, dilation)))
     layer = CascadeConv2d.from_weight(torch.zeros(4, 2, 5, 5).double(), None, cascade, geometry)
     composed = cascade.compose()[..., dilation:-dilation:dilation, dilation:-dilation:dilation]
     weight = layer.composed()

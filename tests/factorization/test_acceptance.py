@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from scipy.signal import correlate
 from torch import Tensor, nn
 
-from convfactor import Factorization, Moments, StageShape, Structure, factorize
-from convfactor.factorization.solvers import Problem, alternating, levenberg
+from convfactor import Cascade, Factorization, Moments, StageShape, Structure, factorize
+from convfactor.factorization.solvers import Problem, Request, alternating, levenberg
 from convfactor.factorization.solvers.chains import chain_structure
 
 FOLDER = os.environ.get("CONVFACTOR_CASES")
@@ -85,8 +85,8 @@ def test_mse_in_the_original_normalisation(band: str, most: float) -> None:
     problem = Problem(alternating.normalise(kernel)[None, None, None])
     corners = tuple((16 - side) // 2 + (side - 5) // 2 for side in kernel.shape)
     structure = chain_structure(1, 1, [(3, 3)] * 2, offset=(corners[0], corners[1]))
-    found = levenberg.solve(problem, structure)
-    original = alternating.solve(problem, structure)
+    found = levenberg.solve(Request(problem, structure))
+    original = alternating.solve(Request(problem, structure))
     mse, theirs = (
         float(problem.residual(cascade).square().mean()) for cascade in (found, original.cascade)
     )
@@ -124,7 +124,7 @@ def test_the_original_method_is_never_better(stages: int) -> None:
 @pytest.mark.parametrize(("stages", "least"), [(2, 0.95), (3, 0.95), (4, 0.95), (5, 0.8)])
 def test_composed_chains_are_recovered(stages: int, least: float) -> None:
     structure = chain_structure(100, 1, [(3, 3)] * stages)
-    weight = structure.random(stages).compose()
+    weight = Cascade.random(structure, stages).compose()
     found = factorize(weight, widths=(100,) * (stages - 1), groups=100, time_limit=math.inf)
     assert float((found.channel_errors <= 1e-8).double().mean()) >= least
 
@@ -137,7 +137,7 @@ def test_composed_dense_cascades_are_recovered() -> None:
         width = int(torch.randint(1, min(inputs, outputs) + 1, (1,), generator=generator))
         first, second = StageShape(inputs, width, (3, 3)), StageShape(width, outputs, (3, 3))
         structure = Structure((first, second))
-        found = factorize(structure.random(seed).compose(), widths=(width,))
+        found = factorize(Cascade.random(structure, seed).compose(), widths=(width,))
         recovered += found.error <= 1e-8
     assert recovered >= 38
 

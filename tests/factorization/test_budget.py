@@ -9,14 +9,15 @@ import pytest
 import torch
 
 from convfactor import factorize
-from convfactor.conv.cascade import StageShape, Structure
 from convfactor.conv.geometry import ConvGeometry
+from convfactor.conv.grid import Grid
+from convfactor.conv.structure import StageShape, Structure
 from convfactor.factorization import factorize as factorization
 from convfactor.factorization.budget import Budget
 from convfactor.factorization.factorizer import Factorizer
 from convfactor.factorization.search import Ladder
-from convfactor.factorization.solvers import Problem, alternating, solve
-from convfactor.factorization.solvers.chains import Layout, chain_structure
+from convfactor.factorization.solvers import Problem, Request, alternating, solve
+from convfactor.factorization.solvers.chains import chain_structure
 from convfactor.factorization.solvers.refine import Fit, refine
 
 DENSE = Structure((StageShape(4, 3, (3, 3)), StageShape(3, 4, (3, 3))))
@@ -81,25 +82,25 @@ def test_more_time_never_gives_a_larger_error_and_none_gives_an_answer(structure
     for seconds in (0, 20, 200, math.inf):
         clock = Clock()
         budget = Budget(seconds, clock)
-        cascade = solve(problem, structure, budget=budget)
+        cascade = solve(Request(problem, structure, budget=budget))
         assert cascade.structure == structure
         errors.append(problem.error(cascade))
         assert budget.cut_short or seconds > 20
         assert clock.now < seconds + 400, "nobody looked at the clock"
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < errors[0] < 1.5
-    assert errors[-1] == problem.error(solve(problem, structure))
+    assert errors[-1] == problem.error(solve(Request(problem, structure)))
 
 
 def test_every_element_gets_its_share_of_the_time(monkeypatch):
     monkeypatch.setattr(
         "convfactor.factorization.solvers.refine._CPU_CHUNK", 1
     )  # one element at a time
-    layout = Layout(((3, 3), (3, 3)), ((1, 1), (1, 1)))
+    grid = Grid(((3, 3), (3, 3)), ((1, 1), (1, 1)))
     fit = Fit(noise(6, 25), torch.zeros(6, dtype=torch.long))
     kernels = [noise(6, 1, 3, 3, seed=1), noise(6, 1, 3, 3, seed=2)]
-    before = refine(fit, kernels, layout, 0)[1]
-    after = refine(fit, kernels, layout, 10**6, budget=Budget(600, Clock()))[1]
+    before = refine(fit, kernels, grid, 0)[1]
+    after = refine(fit, kernels, grid, 10**6, budget=Budget(600, Clock()))[1]
     assert bool((after < before).all())
 
 
@@ -107,7 +108,7 @@ def test_the_original_method_stops_too():
     problem = Problem.from_weight(noise(2, 1, 5, 5), 2)
     structure = chain_structure(2, 1, [(3, 3)] * 2)
     found = [
-        alternating.solve(problem, structure, budget=Budget(seconds, Clock()))
+        alternating.solve(Request(problem, structure, budget=Budget(seconds, Clock())))
         for seconds in (0.0, 10.0, math.inf)
     ]
     losses = [float(r.losses.amin(1).sum()) for r in found]

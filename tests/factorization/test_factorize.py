@@ -8,7 +8,7 @@ from scipy.signal import convolve2d
 from torch import nn
 
 import convfactor
-from convfactor import Moments, StageShape, Structure, ToleranceError, factorize
+from convfactor import Cascade, Moments, StageShape, Structure, ToleranceError, factorize
 
 
 def noise(*shape, seed=0):
@@ -46,7 +46,7 @@ def test_rectangular_and_even_separable_kernels_are_exact(size):
 
 def test_dense_kernel_of_a_cascade_is_found_again():
     structure = Structure((StageShape(6, 4, (3, 3)), StageShape(4, 8, (3, 3))))
-    kernel = structure.random(seed=3).compose()
+    kernel = Cascade.random(structure, seed=3).compose()
     f = factorize(kernel, widths=(4,))
     assert f.error < 1e-8
     assert f.structure == structure
@@ -55,7 +55,7 @@ def test_dense_kernel_of_a_cascade_is_found_again():
 
 def test_tolerance_takes_the_cheapest_width_that_meets_it():
     structure = Structure((StageShape(6, 3, (3, 3)), StageShape(3, 8, (3, 3))))
-    kernel = structure.random(seed=5).compose()
+    kernel = Cascade.random(structure, seed=5).compose()
     f = factorize(kernel, 1e-6)
     assert f.met
     assert f.structure.widths == (3,)

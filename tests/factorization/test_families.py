@@ -8,7 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from convfactor import Cascade
 from convfactor.conv.geometry import ConvGeometry
+from convfactor.conv.grid import side_sizes, stage_sizes
 from convfactor.factorization.families import (
     _dilations,
     _stride_placements,
@@ -18,8 +20,6 @@ from convfactor.factorization.families import (
     full,
     pointwise,
     separable_pair,
-    side_sizes,
-    stage_sizes,
 )
 
 
@@ -73,7 +73,7 @@ def test_every_family_keeps_stride_channels_and_groups(kernel):
         assert structure.stages[0].in_channels == kernel.in_channels
         assert structure.stages[-1].out_channels == kernel.out_channels
         assert structure.groups % kernel.groups == 0
-        structure.random()  # every group divides its channels
+        Cascade.random(structure)  # every group divides its channels
 
 
 @given(shapes)
@@ -129,7 +129,7 @@ def test_dilation_reaches_as_far_without_holes(size):
         structure = family.structure(family.widths(1))
         assert structure.span == (size, size)
         assert len(structure.stages) < (size - 1) // 2
-        ones = structure.cascade([torch.ones(s.weight_shape) for s in structure.stages])
+        ones = Cascade.of(structure, [torch.ones(s.weight_shape) for s in structure.stages])
         assert ones.compose().min() > 0
 
 

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from convfactor.conv.cascade import Cascade, Structure
+from convfactor.conv.cascade import Cascade
 from convfactor.conv.geometry import ConvGeometry
+from convfactor.conv.structure import Structure
 from convfactor.factorization.budget import Budget
 from convfactor.factorization.families import full
 from convfactor.factorization.search import Ladder
@@ -25,7 +26,7 @@ class Answer:
 
     @property
     def cascade(self) -> Cascade:
-        return self.structure.random()
+        return Cascade.random(self.structure)
 
 
 class Solver:

@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from convfactor.conv.cascade import StageShape, Structure
+from convfactor import Cascade
+from convfactor.conv.structure import StageShape, Structure
 from convfactor.factorization.solvers.chains import chain_structure
 from convfactor.factorization.solvers.constraints import preserve_dc
 from convfactor.factorization.solvers.problem import Problem
@@ -38,7 +39,7 @@ def problem_for(structure: Structure, seed: int, calibrated: bool) -> Problem:
 @given(st.sampled_from(STRUCTURES), st.integers(0, 1000), st.booleans())
 def test_sums_are_kept(structure: Structure, seed: int, calibrated: bool) -> None:
     problem = problem_for(structure, seed, calibrated)
-    before = structure.random(seed)
+    before = Cascade.random(structure, seed)
     after = preserve_dc(problem, before)
     assert after.structure == structure
     sums = problem.residual(after).sum((3, 4)).abs()
@@ -50,7 +51,7 @@ def test_sums_are_kept(structure: Structure, seed: int, calibrated: bool) -> Non
 @pytest.mark.parametrize("structure", STRUCTURES[:-1])
 def test_no_other_change_is_smaller(structure: Structure, calibrated: bool) -> None:
     problem = problem_for(structure, 0, calibrated)
-    before = structure.random(0).balanced()
+    before = Cascade.random(structure, 0).balanced()
     after = preserve_dc(problem, before)
     change = after.compose() - before.compose()
     generator = torch.Generator().manual_seed(1)
@@ -59,7 +60,7 @@ def test_no_other_change_is_smaller(structure: Structure, calibrated: bool) -> N
     free = torch.randn(last.weight.shape, generator=generator, dtype=torch.float64)
     free = free - free.mean((2, 3), keepdim=True)
     weights = [stage.weight for stage in before.stages]
-    shift = structure.cascade([*weights[:-1], free]).compose()
+    shift = Cascade.of(structure, [*weights[:-1], free]).compose()
 
     def power(kernel: torch.Tensor) -> torch.Tensor:
         return problem.power(kernel.unflatten(0, (problem.groups, -1))).sum()
@@ -74,16 +75,16 @@ def test_no_other_change_is_smaller(structure: Structure, calibrated: bool) -> N
 @pytest.mark.parametrize("exact", [True, False])
 def test_the_stage_that_is_zero_sum_is_the_one_that_changes(zero: int, exact: bool) -> None:
     structure = chain_structure(2, 1, [(3, 3)] * 3)
-    stages = list(structure.random(0).stages)
+    stages = list(Cascade.random(structure, 0).stages)
     weight = stages[zero].weight
     nearly = weight - weight.mean((2, 3), keepdim=True)
     wavelet = [*(stage.weight for stage in stages)]
     wavelet[zero] = nearly
-    target = structure.cascade(wavelet).compose().unflatten(0, (2, 1))
+    target = Cascade.of(structure, wavelet).compose().unflatten(0, (2, 1))
     problem = Problem(target)
     wavelet[zero] = nearly if exact else nearly + 1e-3
-    after = preserve_dc(problem, structure.cascade(wavelet))
-    before = problem.error(structure.cascade(wavelet))
+    after = preserve_dc(problem, Cascade.of(structure, wavelet))
+    before = problem.error(Cascade.of(structure, wavelet))
     assert problem.error(after) <= 2 * before + 1e-12
     assert float(problem.residual(after).sum((3, 4)).abs().max()) <= 1e-13
 
@@ -94,7 +95,7 @@ def test_a_zero_sum_wavelet_stays_blind_to_constants() -> None:
     target = torch.randn(1, 1, 1, 5, 5, generator=generator, dtype=torch.float64)
     problem = Problem(target - target.mean())
     output = torch.ones(1, 1, 9, 9, dtype=torch.float64)
-    for stage in preserve_dc(problem, structure.random(0)).stages:
+    for stage in preserve_dc(problem, Cascade.random(structure, 0)).stages:
         output = F.conv2d(output, stage.weight)
     assert float(output.abs().max()) <= 1e-13
 
@@ -102,4 +103,4 @@ def test_a_zero_sum_wavelet_stays_blind_to_constants() -> None:
 def test_too_few_hidden_channels() -> None:
     structure = Structure((StageShape(3, 2, (3, 3)), StageShape(2, 5, (3, 3))))
     with pytest.raises(ValueError, match="at least 3 per group"):
-        preserve_dc(problem_for(structure, 0, False), structure.random(0))
+        preserve_dc(problem_for(structure, 0, False), Cascade.random(structure, 0))

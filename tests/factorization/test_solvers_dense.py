@@ -7,10 +7,11 @@ import math
 import pytest
 import torch
 
-from convfactor.conv.cascade import Cascade, StageShape, Structure
-from convfactor.factorization.solvers import dense
+from convfactor.conv.cascade import Cascade
+from convfactor.conv.structure import StageShape, Structure
+from convfactor.factorization.solvers import Request, dense
 from convfactor.factorization.solvers.composition import Layout
-from convfactor.factorization.solvers.embedding import embed
+from convfactor.factorization.solvers.embedding import embed_dense
 from convfactor.factorization.solvers.problem import Problem
 
 
@@ -40,7 +41,7 @@ def smooth_covariance(channels: int, height: int, width: int, decay: float = 0.9
 
 
 def solved(problem: Problem, structure: Structure, **kwargs: object) -> tuple[Cascade, float]:
-    cascade = dense.solve(problem, structure, **kwargs)  # type: ignore[arg-type]
+    cascade = dense.solve(Request(problem, structure, **kwargs))  # type: ignore[arg-type]
     assert cascade.structure == structure
     assert all(stage.weight.dtype == torch.float64 for stage in cascade.stages)
     return cascade, problem.error(cascade)
@@ -53,7 +54,7 @@ def test_composed_cascades_are_recovered() -> None:
         inputs, outputs = torch.randint(2, 11, (2,), generator=generator).tolist()
         width = int(torch.randint(1, min(inputs, outputs) + 1, (1,), generator=generator))
         structure = chain(inputs, width, outputs)
-        weight = structure.random(seed).compose()
+        weight = Cascade.random(structure, seed).compose()
         errors.append(solved(Problem(weight[None]), structure)[1])
     assert sum(error <= 1e-8 for error in errors) >= 19, errors
 
@@ -67,7 +68,7 @@ def test_three_stages_with_a_stride_and_uneven_sizes_are_recovered(calibrated: b
             StageShape(5, 6, (2, 3), dilation=(1, 2)),
         )
     )
-    weight = structure.random(3).compose()
+    weight = Cascade.random(structure, 3).compose()
     covariance = smooth_covariance(3, *structure.span)[None] if calibrated else None
     problem = Problem(weight[None], covariance)
     assert solved(problem, structure)[1] <= 1e-8
@@ -132,25 +133,28 @@ def test_more_never_gives_a_larger_error(calibrated: bool) -> None:
 
 def test_a_start_keeps_its_composed_kernel_when_embedded() -> None:
     weight, structure = random_kernel(5, 4, 7, 7), chain(4, 3, 5, 5)
-    start = Structure(chain(4, 3, 5).stages, (2, 0)).random(5)
+    start = Cascade.random(Structure(chain(4, 3, 5).stages, (2, 0)), 5)
     problem = Problem(weight[None])
-    flat = embed(start, structure)
+    flat = embed_dense(start, Request(problem, structure))
     layout = Layout.of(structure)
-    embedded = structure.cascade([part.flatten(0, 1) for part in layout.split(flat)])
+    embedded = Cascade.of(structure, [part.flatten(0, 1) for part in layout.split(flat)])
     torch.testing.assert_close(problem.residual(embedded), problem.residual(start))
 
 
 def test_a_start_that_does_not_fit_is_refused() -> None:
     problem = Problem(random_kernel(1, 5, 4, 5, 5))
     with pytest.raises(ValueError, match="starts must hold cascades of the structure"):
-        dense.solve(problem, chain(4, 2, 5), starts=[chain(4, 3, 5).random()])
+        dense.solve(Request(problem, chain(4, 2, 5), starts=[Cascade.random(chain(4, 3, 5))]))
 
 
 @pytest.mark.parametrize("calibrated", [False, True])
 def test_groups_are_solved_each_on_its_own(calibrated: bool) -> None:
     structure = chain(2, 2, 4, groups=3)
     scale = torch.tensor([1e-8, 1.0, 0.0], dtype=torch.float64)
-    weight = structure.random(1).compose().unflatten(0, (3, 4)) * scale[:, None, None, None, None]
+    weight = (
+        Cascade.random(structure, 1).compose().unflatten(0, (3, 4))
+        * scale[:, None, None, None, None]
+    )
     metrics = torch.stack([smooth_covariance(2, 5, 5, decay) for decay in (0.5, 0.8, 0.95)])
     problem = Problem(weight, metrics if calibrated else None)
     cascade = solved(problem, structure)[0]
@@ -162,7 +166,7 @@ def test_groups_are_solved_each_on_its_own(calibrated: bool) -> None:
 def test_stages_with_other_groups_are_refused() -> None:
     structure = Structure((StageShape(4, 4, (3, 3), groups=2), StageShape(4, 4, (3, 3))))
     with pytest.raises(ValueError, match="structure must have 1 groups in every stage"):
-        dense.solve(Problem(random_kernel(1, 4, 4, 5, 5)), structure)
+        dense.solve(Request(Problem(random_kernel(1, 4, 4, 5, 5)), structure))
 
 
 @pytest.mark.parametrize("rank", [0, 1, 10])
@@ -214,14 +218,14 @@ def test_the_same_seed_gives_the_same_answer_and_leaves_the_global_state() -> No
 
 def test_a_start_that_is_not_finite_loses_nothing() -> None:
     problem, structure = Problem(random_kernel(1, 6, 5, 5, 5)), chain(5, 3, 6)
-    broken = structure.cascade([s.weight * math.nan for s in structure.random().stages])
+    broken = Cascade.of(structure, [s.weight * math.nan for s in Cascade.random(structure).stages])
     alone = solved(problem, structure)[1]
     assert solved(problem, structure, starts=[broken])[1] == pytest.approx(alone, rel=0.02)
 
 
 def test_zeros_come_back_as_zeros() -> None:
     problem, structure = Problem(torch.zeros(1, 4, 3, 5, 5, dtype=torch.float64)), chain(3, 2, 4)
-    cascade, error = solved(problem, structure, starts=[structure.random()])
+    cascade, error = solved(problem, structure, starts=[Cascade.random(structure)])
     assert error == 0
     assert not cascade.compose().any()
 

@@ -6,8 +6,9 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from convfactor.conv.cascade import StageShape, Structure
-from convfactor.factorization.solvers import levenberg, separable
+from convfactor import Cascade
+from convfactor.conv.structure import StageShape, Structure
+from convfactor.factorization.solvers import Request, levenberg, separable
 from convfactor.factorization.solvers.chains import chain_structure
 from convfactor.factorization.solvers.problem import Problem
 
@@ -43,7 +44,7 @@ def test_two_stages_lose_the_outer_ring_only(
 ) -> None:
     kernel = torch.outer(column, row)
     problem = Problem(kernel[None, None, None])
-    cascade = levenberg.solve(problem, chain_structure(1, 1, [(3, 3)] * 2, offset=(1, 1)))
+    cascade = levenberg.solve(Request(problem, chain_structure(1, 1, [(3, 3)] * 2, offset=(1, 1))))
     centre = F.pad(kernel[1:-1, 1:-1], (1, 1, 1, 1))
     outside = float((kernel - centre).norm() / kernel.norm())
     assert outside == pytest.approx(published, abs=5e-7)
@@ -53,9 +54,9 @@ def test_two_stages_lose_the_outer_ring_only(
 @pytest.mark.parametrize(("stages", "share"), [(2, 1.0), (3, 1.0), (4, 0.75)])
 def test_composed_cascades_are_recovered(stages: int, share: float) -> None:
     structure = chain_structure(8, 1, [(3, 3)] * stages)
-    target = structure.random(stages).compose()
+    target = Cascade.random(structure, stages).compose()
     problem = Problem(target[:, None])
-    residual = problem.residual(levenberg.solve(problem, structure))
+    residual = problem.residual(levenberg.solve(Request(problem, structure)))
     errors = (problem.power(residual) / problem.power(problem.target)).sqrt()
     assert float((errors <= 1e-8).double().mean()) >= share
 
@@ -73,8 +74,8 @@ def test_composed_cascades_are_recovered(stages: int, share: float) -> None:
     ],
 )
 def test_strides_dilations_and_sizes(structure: Structure) -> None:
-    problem = Problem(structure.random(3).compose()[None])
-    cascade = levenberg.solve(problem, structure)
+    problem = Problem(Cascade.random(structure, 3).compose()[None])
+    cascade = levenberg.solve(Request(problem, structure))
     assert cascade.structure == structure
     assert problem.error(cascade) <= 1e-8
 
@@ -84,7 +85,7 @@ def test_error_is_that_of_the_running_cascade(strides: tuple[int, int]) -> None:
     first, second = strides
     structure = spaced((3, first, 1), (3, second, 1))
     problem = random_problem(0, 1, 1, 1, *structure.span)
-    cascade = levenberg.solve(problem, structure)
+    cascade = levenberg.solve(Request(problem, structure))
     generator = torch.Generator().manual_seed(1)
     image = torch.randn(1, 1, 300, 300, generator=generator, dtype=torch.float64)
     output = image
@@ -98,15 +99,15 @@ def test_error_is_that_of_the_running_cascade(strides: tuple[int, int]) -> None:
 
 def test_depth_multiplier_and_branches() -> None:
     structure = chain_structure(2, 3, [(3, 3)] * 2, branches=2)
-    problem = Problem(structure.random(0).compose().unflatten(0, (2, 3)))
-    cascade = levenberg.solve(problem, structure)
+    problem = Problem(Cascade.random(structure, 0).compose().unflatten(0, (2, 3)))
+    cascade = levenberg.solve(Request(problem, structure))
     assert cascade.structure == structure
     assert problem.error(cascade) <= 1e-7
 
 
 def test_more_stages_or_branches_are_never_worse() -> None:
     problem = random_problem(0, 4, 1, 1, 7, 7)
-    small = levenberg.solve(problem, chain_structure(4, 1, [(3, 3)] * 2, offset=(1, 1)))
+    small = levenberg.solve(Request(problem, chain_structure(4, 1, [(3, 3)] * 2, offset=(1, 1))))
     for sizes, branches, offset in (
         ([(3, 3)] * 3, 1, (0, 0)),
         ([(3, 3)] * 2, 2, (1, 1)),
@@ -114,15 +115,15 @@ def test_more_stages_or_branches_are_never_worse() -> None:
         ([(3, 3)] * 3, 2, (0, 0)),
     ):
         structure = chain_structure(4, 1, sizes, branches, offset)
-        larger = levenberg.solve(problem, structure, starts=[small], effort="draft")
+        larger = levenberg.solve(Request(problem, structure, starts=[small], effort="draft"))
         assert problem.error(larger) <= problem.error(small) + 1e-7
 
 
 def test_a_given_start_is_kept() -> None:
     structure = chain_structure(3, 1, [(3, 3)] * 6)
-    hidden = structure.random(5)
+    hidden = Cascade.random(structure, 5)
     problem = Problem(hidden.compose()[:, None])
-    cascade = levenberg.solve(problem, structure, starts=[hidden], effort="draft")
+    cascade = levenberg.solve(Request(problem, structure, starts=[hidden], effort="draft"))
     assert problem.error(cascade) <= 1e-12
 
 
@@ -132,8 +133,8 @@ def test_scaling_the_kernel_scales_the_answer(seed: int, exponent: float) -> Non
     problem = random_problem(seed, 1, 1, 1, 5, 5)
     structure = chain_structure(1, 1, [(3, 3)] * 2)
     scaled = Problem(problem.target * 10**exponent)
-    plain = levenberg.solve(problem, structure, effort="draft")
-    grown = levenberg.solve(scaled, structure, effort="draft")
+    plain = levenberg.solve(Request(problem, structure, effort="draft"))
+    grown = levenberg.solve(Request(scaled, structure, effort="draft"))
     assert scaled.error(grown) == pytest.approx(problem.error(plain), rel=1e-6)
 
 
@@ -147,7 +148,7 @@ def test_channels_do_not_disturb_each_other() -> None:
     target[5] = torch.outer(HIGH[1:-1], HIGH[1:-1])
     structure = chain_structure(6, 1, [(3, 3)] * 2)
     problem = Problem(target)
-    cascade = levenberg.solve(problem, structure)
+    cascade = levenberg.solve(Request(problem, structure))
     assert all(bool(stage.weight.isfinite().all()) for stage in cascade.stages)
     wrong = problem.residual(cascade).flatten(1).abs().amax(1)
     whole = target.flatten(1).abs().amax(1)
@@ -160,8 +161,8 @@ def test_calibrated_metric_is_minimised() -> None:
     plain = random_problem(0, 3, 1, 1, 7, 7)
     problem = Problem(plain.target, correlated(7).expand(3, -1, -1))
     structure = chain_structure(3, 1, [(3, 3)] * 2, offset=(1, 1))
-    fitted = problem.error(levenberg.solve(problem, structure))
-    assert fitted < 0.9 * problem.error(levenberg.solve(plain, structure))
+    fitted = problem.error(levenberg.solve(Request(problem, structure)))
+    assert fitted < 0.9 * problem.error(levenberg.solve(Request(plain, structure)))
 
 
 @pytest.mark.parametrize("rank", [0, 1, 10])
@@ -170,7 +171,7 @@ def test_degenerate_moments(rank: int) -> None:
     root = torch.randn(2, 49, rank, generator=generator, dtype=torch.float64)
     problem = Problem(random_problem(1, 2, 1, 1, 7, 7).target, root @ root.mT)
     structure = chain_structure(2, 1, [(3, 3)] * 3)
-    cascade = levenberg.solve(problem, structure)
+    cascade = levenberg.solve(Request(problem, structure))
     assert all(bool(stage.weight.isfinite().all()) for stage in cascade.stages)
     assert problem.error(cascade) <= 1e-3
 
@@ -179,8 +180,8 @@ def test_deterministic_and_without_side_effects() -> None:
     problem = random_problem(0, 2, 1, 1, 7, 7)
     structure = chain_structure(2, 1, [(3, 3)] * 3)
     state, threads = torch.get_rng_state(), torch.get_num_threads()
-    first = levenberg.solve(problem, structure, seed=3)
-    second = levenberg.solve(problem, structure, seed=3)
+    first = levenberg.solve(Request(problem, structure, seed=3))
+    second = levenberg.solve(Request(problem, structure, seed=3))
     for a, b in zip(first.stages, second.stages, strict=True):
         assert torch.equal(a.weight, b.weight)
     assert torch.equal(state, torch.get_rng_state())
@@ -190,8 +191,8 @@ def test_deterministic_and_without_side_effects() -> None:
 def test_one_chain_beats_the_separable_part() -> None:
     problem = random_problem(0, 1, 1, 1, 9, 9)
     structure = chain_structure(1, 1, [(3, 3)] * 4)
-    best = problem.error(levenberg.solve(problem, structure))
-    assert best < 0.9 * problem.error(separable.solve(problem, structure))
+    best = problem.error(levenberg.solve(Request(problem, structure)))
+    assert best < 0.9 * problem.error(separable.solve(Request(problem, structure)))
 
 
 def test_errors() -> None:
@@ -201,20 +202,26 @@ def test_errors() -> None:
     assert levenberg.handles(problem, structure)
     assert not levenberg.handles(problem, mixing)
     with pytest.raises(ValueError, match="parallel chains"):
-        levenberg.solve(problem, mixing)
+        levenberg.solve(Request(problem, mixing))
     with pytest.raises(ValueError, match="finite"):
-        levenberg.solve(Problem(problem.target * torch.inf), structure)
+        levenberg.solve(Request(Problem(problem.target * torch.inf), structure))
     with pytest.raises(ValueError, match="one input channel"):
-        levenberg.solve(random_problem(0, 1, 1, 2, 5, 5), structure)
+        levenberg.solve(Request(random_problem(0, 1, 1, 2, 5, 5), structure))
     with pytest.raises(ValueError, match="starts"):
-        levenberg.solve(problem, structure, starts=[chain_structure(2, 1, [(5, 5)] * 2).random()])
+        levenberg.solve(
+            Request(
+                problem, structure, starts=[Cascade.random(chain_structure(2, 1, [(5, 5)] * 2))]
+            )
+        )
 
 
 def test_progress_is_told() -> None:
     problem = random_problem(5, 3, 1, 1, 7, 7)
     told: list[tuple[float, float]] = []
     structure = chain_structure(3, 1, [(3, 3)] * 3)
-    found = levenberg.solve(problem, structure, progress=lambda *values: told.append(values))
+    found = levenberg.solve(
+        Request(problem, structure, progress=lambda *values: told.append(values))
+    )
     shares, errors = zip(*told, strict=True)
     assert list(shares) == sorted(shares)
     assert 0 < shares[0] < shares[-1] < 1

@@ -12,7 +12,7 @@ from scipy.signal import convolve2d, correlate
 from torch import Tensor
 
 from convfactor.conv.cascade import Cascade
-from convfactor.factorization.solvers import separable
+from convfactor.factorization.solvers import Request, separable
 from convfactor.factorization.solvers.chains import chain_structure
 from convfactor.factorization.solvers.problem import Problem
 
@@ -161,7 +161,7 @@ def test_parallel_terms_of_depthwise_kernels() -> None:
     right = torch.randn(3, 2, 1, 2, 7, generator=generator, dtype=torch.float64)
     problem = Problem(left @ right)
     structure = chain_structure(3, 2, [(3, 3)] * 3, branches=2)
-    cascade = separable.solve(problem, structure)
+    cascade = separable.solve(Request(problem, structure))
     assert cascade.structure == structure
     assert problem.error(cascade) <= 1e-12
     image = torch.randn(1, 3, 12, 12, generator=generator, dtype=torch.float64)

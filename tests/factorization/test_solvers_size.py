@@ -8,7 +8,7 @@ import torch
 from convfactor.conv.geometry import ConvGeometry
 from convfactor.factorization.budget import Budget
 from convfactor.factorization.families import full
-from convfactor.factorization.solvers import Problem, Size, dense
+from convfactor.factorization.solvers import Problem, Request, Size, dense
 from convfactor.factorization.solvers.chains import chain_structure
 
 
@@ -34,7 +34,7 @@ def test_a_dense_solve_allocates_no_more_than_was_said(shape):
     with torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
     ) as profile:
-        dense.solve(problem, structure, budget=Budget(0))
+        dense.solve(Request(problem, structure, budget=Budget(0)))
     largest = max(event.self_cpu_memory_usage for event in profile.events())
     assert largest <= Size.of(structure, structure.span).memory
 

@@ -20,8 +20,8 @@ from tally import Tally
 from torch import Tensor, nn
 
 import convfactor
-from convfactor import Plan
-from convfactor.conv.cascade import StageShape, Structure
+from convfactor import Cascade, Plan
+from convfactor.conv.structure import StageShape, Structure
 from convfactor.errors import PlanMismatchError
 from convfactor.model.digests import digest
 from convfactor.plans import records
@@ -62,7 +62,7 @@ def _kernel(out: int, channels: int, groups: int) -> Tensor:
     """A 5x5 kernel that is two 3x3 ones."""
     stages = (StageShape(channels, groups, (3, 3), groups=groups),)
     stages += (StageShape(groups, out, (3, 3), groups=groups),)
-    return Structure(stages).random(0).compose().float()
+    return Cascade.random(Structure(stages), 0).compose().float()
 
 
 def _conv(channels: int, out: int, groups: int = 1, **options: Any) -> nn.Conv2d:

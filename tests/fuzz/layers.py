@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from tally import Tally
 from torch import Tensor, nn
 
-from convfactor.conv.cascade import Cascade, StageShape, Structure
+from convfactor.conv.cascade import Cascade
 from convfactor.conv.geometry import ConvGeometry
 from convfactor.conv.layer import CascadeConv2d
+from convfactor.conv.structure import StageShape, Structure
 
 SECONDS = 2.0
 MODES = ("zeros", "reflect", "replicate", "circular")
@@ -74,7 +75,7 @@ def draw(rng: random.Random) -> Case:
         offset = tuple(rng.randint(0, g) * d for g, d in zip(grow, dilation, strict=True))
     else:
         offset = (rng.randint(-2, 2), rng.randint(-2, 2))
-    cascade = replace(shape, offset=offset).random(rng.randint(0, 999))
+    cascade = Cascade.random(replace(shape, offset=offset), rng.randint(0, 999))
     paddings = [0, 1, 2, 4, "valid", (0, 3), (2, 1)] + ["same"] * 2 * (shape.stride == (1, 1))
     dtype = rng.choice(DTYPES)
     first, last = shape.stages[0], shape.stages[-1]

@@ -14,7 +14,7 @@ from tally import Tally
 from torch import Tensor, nn
 
 import convfactor
-from convfactor import StageShape, Structure
+from convfactor import Cascade, StageShape, Structure
 from convfactor.model.trees import leaves
 
 SECONDS = 60.0
@@ -170,4 +170,4 @@ def _kernel(size: int, seed: int, exact: bool) -> Tensor:
         )
     widths = (CHANNELS, *[1] * (size // 2 - 1), CHANNELS)
     stages = [StageShape(a, b, (3, 3)) for a, b in itertools.pairwise(widths)]
-    return Structure(tuple(stages)).random(seed).compose().float()
+    return Cascade.random(Structure(tuple(stages)), seed).compose().float()

@@ -246,7 +246,7 @@ def taken(entry: Entry, cascade: Cascade) -> Entry:
 def test_ways_through_hidden_channels_are_counted():
     module = nn.Sequential(nn.Conv2d(2, 2, 5))
     planned = convfactor.plan(module, images(), 0.999, objective="macs")
-    cascade = Structure((StageShape(2, 3, (3, 3)), StageShape(3, 2, (3, 3)))).random()
+    cascade = Cascade.random(Structure((StageShape(2, 3, (3, 3)), StageShape(3, 2, (3, 3)))))
     weight = cascade.stages[0].weight.clone()
     weight[:, 0] = torch.tensor([0.0, 10.0, 1e-3])[:, None, None]
     cascade = replace(

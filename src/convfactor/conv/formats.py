@@ -2,14 +2,44 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from convfactor.conv.structure import Structure
+
 # The format of what a layer is given, or one to run in.
 MemoryFormat = Literal["as given", "channels_last"]
+
+
+def check_format(memory_format: torch.memory_format | None, name: str) -> None:
+    """Refuse a format that is not one of images.
+
+    Raises:
+        ValueError: It is another one; ``name`` says which argument.
+    """
+    if memory_format not in (None, torch.contiguous_format, torch.channels_last):
+        raise ValueError(
+            f"{name} must be None, torch.contiguous_format or torch.channels_last, "
+            f"got {memory_format}"
+        )
+
+
+def keeps_format(structure: Structure, lone: bool) -> bool:
+    """Tell whether the stages pass on the format of images and weights as the original does.
+
+    The format of one pixel and one channel can't be seen from the strides, and some of torch's
+    backends, above all for 1x1 stages, run groups of one output channel one by one. Where the
+    original has such groups itself (``lone``), every stage has.
+    """
+    stages = structure.stages
+    if lone:
+        return min(min(stage.kernel_size) for stage in stages) > 1
+    several = all(stage.out_channels > stage.groups for stage in stages)
+    return several and math.prod(stages[-1].weight_shape[1:]) > 1
 
 
 def is_channels_last(x: Tensor) -> bool:

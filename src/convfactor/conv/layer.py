@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
+from dataclasses import asdict
 from typing import Any, Protocol
 
 import torch
@@ -11,8 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convfactor.conv import formats
-from convfactor.conv.cascade import Cascade, Structure
+from convfactor.conv.cascade import Cascade
+from convfactor.conv.fitting import Zeros, check_fit, kernel_on_taps
 from convfactor.conv.geometry import ConvGeometry
+from convfactor.conv.structure import Structure
 from convfactor.conv.weights import ComposedWeight
 
 _FORMATS = ("memory_format", "output_format")
@@ -34,9 +36,8 @@ class CascadeConv2d(nn.Module):
     """Run a cascade in place of one ``nn.Conv2d``: same call, same output size, exact borders.
 
     The input is padded once by the original amount in the original mode; then it is extended with
-    zeros, or cropped, to the cascade's span, and every stage runs unpadded. Zeros that a stage can
-    add by itself are left to it, which saves a copy of the input: the hidden stages have no bias,
-    so a window of zeros stays zero and its padding may as well be added behind the stage.
+    zeros, or cropped, to the cascade's span, and every stage runs unpadded, but for zeros that it
+    can add by itself.
 
     The stages are plain ``nn.Conv2d`` in ``stages``; the bias belongs to the last one. The other
     attributes are named as in ``nn.Conv2d`` and tell the original's integers, except that an
@@ -71,11 +72,7 @@ class CascadeConv2d(nn.Module):
         super().__init__()
         check_fit(geometry, structure)
         for name, value in zip(_FORMATS, (memory_format, output_format), strict=True):
-            if value not in (None, torch.contiguous_format, torch.channels_last):
-                raise ValueError(
-                    f"{name} must be None, torch.contiguous_format or torch.channels_last, "
-                    f"got {value}"
-                )
+            formats.check_format(value, name)
         self.geometry = geometry
         self.structure = structure
         self.memory_format = memory_format
@@ -91,36 +88,16 @@ class CascadeConv2d(nn.Module):
         self.groups = geometry.groups
         self.padding_mode = geometry.padding_mode
 
-        vertical, horizontal = _extension(geometry, structure)
-        if geometry.padding_mode == "zeros":
-            vertical = (vertical[0] + top, vertical[1] + bottom)
-            horizontal = (horizontal[0] + left, horizontal[1] + right)
-        rows = _share(vertical, structure, axis=0)
-        cols = _share(horizontal, structure, axis=1)
-        zeros = ((0, 0) if cols else horizontal) + ((0, 0) if rows else vertical)
-        extend, crop = [max(n, 0) for n in zeros], [min(n, 0) for n in zeros]
-        # In this order: what is cropped may reach into what is added.
-        self._zeros = [amounts for amounts in (extend, crop) if any(amounts)]
+        zeros = Zeros.of(geometry, structure)
+        self._zeros = zeros.before
         self._lone = geometry.groups == geometry.out_channels > 1
-        self._keeps_format = memory_format is None and _keeps_format(structure, self._lone)
-        none = [0] * len(structure.stages)
+        self._keeps_format = memory_format is None and formats.keeps_format(structure, self._lone)
+        biases = [False] * (len(structure.stages) - 1) + [bias]
+        each = zip(structure.stages, zeros.stages, biases, strict=True)
         self.stages = nn.Sequential(
             *(
-                nn.Conv2d(
-                    stage.in_channels,
-                    stage.out_channels,
-                    stage.kernel_size,
-                    stage.stride,
-                    padding,
-                    stage.dilation,
-                    stage.groups,
-                    bias=bias and i == len(structure.stages) - 1,
-                    device=device,
-                    dtype=dtype,
-                )
-                for i, (stage, padding) in enumerate(
-                    zip(structure.stages, zip(rows or none, cols or none, strict=True), strict=True)
-                )
+                nn.Conv2d(**asdict(stage), padding=pads, bias=own, device=device, dtype=dtype)
+                for stage, pads, own in each
             )
         )
         weight_format = output_format if memory_format is None else memory_format
@@ -214,7 +191,7 @@ class CascadeConv2d(nn.Module):
     def cascade(self) -> Cascade:
         """Read the cascade back from the current weights, which it shares."""
         weights = [conv.weight.detach() for conv in _convolutions(self.stages)]
-        return self.structure.cascade(weights)
+        return Cascade.of(self.structure, weights)
 
     @property
     def weight(self) -> ComposedWeight:
@@ -234,17 +211,7 @@ class CascadeConv2d(nn.Module):
             kernel; what the cascade spans beyond them is left out.
         """
         weights = [conv.weight for conv in _convolutions(self.stages)]
-        pixels = self.structure.cascade(weights).compose()
-        height, width = self.geometry.extent
-        top, left = self.structure.offset
-        rows, cols = pixels.shape[2:]
-        kernel = F.pad(pixels, (left, width - cols - left, top, height - rows - top))
-        kernel = kernel[..., :: self.geometry.dilation[0], :: self.geometry.dilation[1]]
-        inner = self.structure.groups // self.geometry.groups
-        if inner > 1:  # the cascade keeps channels apart that the convolution could mix
-            eye = torch.eye(inner, dtype=kernel.dtype, device=kernel.device)
-            blocks = kernel.unflatten(0, (self.geometry.groups, inner, -1))
-            kernel = torch.einsum("groiyx,rs->grosiyx", blocks, eye).flatten(3, 4).flatten(0, 2)
+        kernel = kernel_on_taps(Cascade.of(self.structure, weights), self.geometry)
         return kernel.to(weights[0].dtype)
 
     def forward(self, input: Tensor) -> Tensor:
@@ -323,79 +290,3 @@ def _biased(stage: nn.Module, x: Tensor, bias: Tensor) -> Tensor:
 def _convolutions(stages: Iterable[nn.Module]) -> list[nn.Conv2d]:
     """List the stages as what they are."""
     return [stage for stage in stages if isinstance(stage, nn.Conv2d)]
-
-
-def check_fit(geometry: ConvGeometry, structure: Structure) -> None:
-    """Refuse a structure that computes something else than the convolution.
-
-    Raises:
-        ValueError: The channels, strides or groups are not the convolution's.
-    """
-    first, last = structure.stages[0], structure.stages[-1]
-    channels = (first.in_channels, last.out_channels)
-    if channels != (geometry.in_channels, geometry.out_channels):
-        raise ValueError(
-            f"structure maps {channels[0]} to {channels[1]} channels, but the convolution maps "
-            f"{geometry.in_channels} to {geometry.out_channels}"
-        )
-    if structure.stride != geometry.stride:
-        raise ValueError(
-            f"structure has stride {structure.stride}, but the convolution has {geometry.stride}; "
-            "the strides of the stages must multiply to it"
-        )
-    if structure.groups % geometry.groups:
-        raise ValueError(
-            f"structure has {structure.groups} independent groups, but the convolution has "
-            f"{geometry.groups}; the groups of every stage must be a multiple of that"
-        )
-
-
-def _keeps_format(structure: Structure, lone: bool) -> bool:
-    """Tell whether the stages pass on the format of images and weights as the original does.
-
-    The format of one pixel and one channel can't be seen from the strides, and some of torch's
-    backends, above all for 1x1 stages, run groups of one output channel one by one. Where the
-    original has such groups itself (``lone``), every stage has.
-    """
-    stages = structure.stages
-    if lone:
-        return min(min(stage.kernel_size) for stage in stages) > 1
-    several = all(stage.out_channels > stage.groups for stage in stages)
-    return several and math.prod(stages[-1].weight_shape[1:]) > 1
-
-
-def _extension(
-    geometry: ConvGeometry, structure: Structure
-) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Zeros to add (before, after) per axis so that the span covers what the kernel covered."""
-    rows, cols = (
-        (-offset, span - extent + offset)
-        for offset, span, extent in zip(
-            structure.offset, structure.span, geometry.extent, strict=True
-        )
-    )
-    return rows, cols
-
-
-def _share(amount: tuple[int, int], structure: Structure, axis: int) -> list[int] | None:
-    """Divide the zeros of one axis among the stages' own ``padding``.
-
-    No stage adds more than its kernel reaches: more is a slow path of oneDNN. Behind a stage of
-    stride 1 the remainder can wait for the next stage; behind a strided one its place would depend
-    on the size of the input. Padding that holds the whole kernel lets an empty batch have no height
-    or width, of which a first stage of one tap can't make anything.
-
-    Returns:
-        Padding per stage, or None if the amount has to be added, or cropped, before the stages.
-    """
-    before, after = amount
-    if before != after or not 0 <= 2 * before < structure.span[axis]:
-        return None
-    shares = []
-    for stage in structure.stages:
-        reach = (stage.kernel_size[axis] - 1) * stage.dilation[axis]
-        shares.append(min(before, reach))
-        before -= shares[-1]
-        if before and stage.stride[axis] > 1:
-            return None
-    return None if before else shares

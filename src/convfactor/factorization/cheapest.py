@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from convfactor.factorization.factorizer import Factorization, Factorizer
+from convfactor.factorization.factorization import Factorization
+from convfactor.factorization.factorizer import Factorizer
 from convfactor.factorization.families import families, full
 from convfactor.factorization.question import size_name
 from convfactor.factorization.search import DRAFT_SLACK, Ladder

@@ -10,13 +10,15 @@ from typing import Any, Literal
 from numpy.typing import NDArray
 from torch import Tensor
 
-from convfactor.conv.cascade import Cascade, Structure
+from convfactor.conv.cascade import Cascade
 from convfactor.conv.geometry import Pair
 from convfactor.conv.moments import Moments
+from convfactor.conv.structure import Structure
 from convfactor.errors import ToleranceError
 from convfactor.factorization.budget import Budget
 from convfactor.factorization.cheapest import cheapest, needed
-from convfactor.factorization.factorizer import Factorization, Factorizer
+from convfactor.factorization.factorization import Factorization
+from convfactor.factorization.factorizer import Factorizer
 from convfactor.factorization.families import full
 from convfactor.factorization.question import (
     Question,
@@ -27,7 +29,7 @@ from convfactor.factorization.question import (
     read_weight,
     size_name,
 )
-from convfactor.factorization.solvers import alternating
+from convfactor.factorization.solvers import Request, alternating
 from convfactor.progress import reporting
 
 TAPERS = (1.0, 0.5, 0.0)
@@ -184,8 +186,8 @@ def _alternating(
     structure = family.structure(family.widths(1) if widths is None else widths)
     _refuse_large(factorizer, structure, alternating.STARTS)
     problem = factorizer.problem(structure)
-    restarts = alternating.solve(problem, structure, seed=factorizer.seed, budget=factorizer.budget)
-    return factorizer.measure(restarts.cascade, problem)
+    request = Request(problem, structure, seed=factorizer.seed, budget=factorizer.budget)
+    return factorizer.measure(alternating.solve(request).cascade, problem)
 
 
 def _with_stages(factorizer: Factorizer, stages: int) -> Factorization:

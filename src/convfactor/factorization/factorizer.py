@@ -2,107 +2,27 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from convfactor.conv.bounds import Bounds
-from convfactor.conv.cascade import Cascade, Stage, Structure
+from convfactor.conv.cascade import Cascade
 from convfactor.conv.geometry import ConvGeometry, Pair
 from convfactor.conv.moments import Moments
+from convfactor.conv.structure import Structure
 from convfactor.factorization.budget import Budget
+from convfactor.factorization.factorization import Factorization
 from convfactor.factorization.families import Family
-from convfactor.factorization.solvers import Effort, Problem, Size, constraints, solve
+from convfactor.factorization.solvers import Problem, Request, Size, constraints, solve
+from convfactor.factorization.solvers.request import Effort
 
 # Called with a structure that is being solved, the share of the work done and the error reached.
 Report = Callable[[Structure, float, float], None]
 
 SECONDS_PER_STAGE = 1.0
 MOST_MEMORY = 4 << 30
-
-
-@dataclass(frozen=True, eq=False)
-class Factorization:
-    """A cascade in the dtype it will run in, and how far it is from the kernel.
-
-    Attributes:
-        cascade: The cascade.
-        error: Relative error, from the composed kernel after rounding.
-        channel_errors: The same per output channel, float64 (C_out,).
-        bias_shift: Float64 (C_out,), what the bias must take up: ``-D mu``.
-        noise_gain: Amplification of rounding in the intermediates, relative to one rounding of the
-            output; times the dtype's epsilon it is the relative rounding error to expect.
-        residual: Float64 (C_out, C_in/groups, H, W), composed kernel minus the original, both
-            extended by zeros, on the taps of the original.
-        origin: (row, col) of the residual's corner relative to the original's, in taps.
-        geometry: The convolution that was factorized.
-        exact: Whether it was exact before rounding, so that nothing wider is better.
-        met: Whether the error is within the tolerance; None without one.
-        timed_out: Whether the time limit cut the search short; more may give a better answer.
-        message: What would be needed, where the tolerance was not met, or that the time limit cut
-            the search short; otherwise empty.
-    """
-
-    cascade: Cascade
-    error: float
-    channel_errors: Tensor
-    bias_shift: Tensor
-    noise_gain: float
-    residual: Tensor
-    origin: Pair
-    geometry: ConvGeometry
-    exact: bool = False
-    met: bool | None = None
-    timed_out: bool = False
-    message: str = ""
-
-    def __repr__(self) -> str:
-        """Name the structure, the dtype, the error and the cost, without the weights."""
-        dtype = str(self.kernels[0].dtype).removeprefix("torch.")
-        return (
-            f"Factorization({self.structure}, {dtype}, error {self.error:.2e}, "
-            f"{self.macs} multiplies, met={self.met})"
-        )
-
-    @property
-    def stages(self) -> tuple[Stage, ...]:
-        """The stages, first applied first."""
-        return self.cascade.stages
-
-    @property
-    def kernels(self) -> tuple[Tensor, ...]:
-        """The weights of the stages."""
-        return tuple(stage.weight for stage in self.cascade.stages)
-
-    @property
-    def offset(self) -> Pair:
-        """(row, col) of the equivalent kernel's corner relative to the original's."""
-        return self.cascade.offset
-
-    @property
-    def structure(self) -> Structure:
-        """The cascade without its weights."""
-        return self.cascade.structure
-
-    @property
-    def macs(self) -> int:
-        """Multiplies per output pixel of the original grid."""
-        return self.cascade.structure.macs
-
-    @functools.cached_property
-    def bounds(self) -> Bounds:
-        """Worst-case bounds of the output error.
-
-        ``factorize`` does not know the padding: there they are those for zeros or none.
-        """
-        return Bounds.from_residual(self.residual, self.geometry.groups, self.geometry, self.origin)
-
-    def compose(self) -> Tensor:
-        """Equivalent kernel, float64 (C_out, C_in/groups, spanH, spanW)."""
-        return self.cascade.compose()
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,7 +97,7 @@ class Factorizer:
         family = Family(kernel, (kernel.kernel_size,), (kernel.stride,), ((1, 1),))
         nothing = torch.zeros((), dtype=torch.float64, device=weight.device)
         return Factorization(
-            cascade=family.structure(()).cascade([weight]),
+            cascade=Cascade.of(family.structure(()), [weight]),
             error=0.0,
             channel_errors=nothing.repeat(kernel.out_channels),
             bias_shift=nothing.repeat(kernel.out_channels),
@@ -202,7 +122,7 @@ class Factorizer:
         """Solve for a structure, round, and measure what came out."""
         problem = self.problem(structure)
         aim = constraints.weigh_dc(problem) if self.preserve_dc else problem
-        cascade = solve(
+        request = Request(
             aim,
             structure,
             starts=starts,
@@ -212,7 +132,7 @@ class Factorizer:
             progress=lambda share, error: self.report(structure, share, error),
             budget=self.budget,
         )
-        return self.measure(cascade, problem)
+        return self.measure(solve(request), problem)
 
     def measure(self, cascade: Cascade, problem: Problem | None = None) -> Factorization:
         """Apply the constraint, round to the weight's dtype and compute the errors."""
@@ -251,4 +171,4 @@ def _rounded(cascade: Cascade, dtype: torch.dtype) -> Cascade:
         weights[-1] = weights[-1] * (most / peak)
         weights[0] = weights[0] * (peak / most)
     within = [weight.clamp(-most, most) for weight in weights]
-    return cascade.structure.cascade(within).to(dtype)
+    return Cascade.of(cascade.structure, within).to(dtype)

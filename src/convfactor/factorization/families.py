@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from convfactor.conv.cascade import StageShape, Structure
 from convfactor.conv.geometry import ConvGeometry, Pair
+from convfactor.conv.grid import stage_sizes
+from convfactor.conv.structure import StageShape, Structure
 
 FEWEST_MIXED = 16
 # At equal multiplies, widths (4, 4, 4) instead of (1, 1, 4) took the calibrated error of SRCNN's
@@ -117,17 +117,6 @@ def _round_up(width: int, multiple: int) -> int:
     if width >= multiple:
         return -(-width // multiple) * multiple
     return 1 << (width - 1).bit_length()
-
-
-def side_sizes(taps: int) -> tuple[int, ...]:
-    """Stage sizes whose composition has the given taps: threes, then a two for an even side."""
-    return (3,) * ((taps - 1) // 2) + ((2,) if taps % 2 == 0 else ())
-
-
-def stage_sizes(kernel_size: Pair) -> tuple[Pair, ...]:
-    """Sizes of the stages for a kernel; stages get shorter on a side that needs fewer of them."""
-    rows, cols = (side_sizes(k) for k in kernel_size)
-    return tuple(itertools.zip_longest(rows, cols, fillvalue=1)) or ((1, 1),)
 
 
 def families(kernel: ConvGeometry) -> list[Family]:

@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from convfactor.conv.cascade import Structure
 from convfactor.conv.geometry import ConvGeometry, Pair
 from convfactor.conv.moments import Moments
+from convfactor.conv.structure import Structure
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # No image is larger, nor does torch accept it.

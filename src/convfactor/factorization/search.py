@@ -6,9 +6,10 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Generic, Protocol, TypeVar
 
-from convfactor.conv.cascade import Cascade, Structure
+from convfactor.conv.cascade import Cascade
+from convfactor.conv.structure import Structure
 from convfactor.factorization.budget import Budget
-from convfactor.factorization.solvers import Effort
+from convfactor.factorization.solvers.request import Effort
 
 DRAFT_SLACK = 1.25
 EXACT = 1e-3

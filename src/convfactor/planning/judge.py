@@ -11,9 +11,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from convfactor.conv.accuracy import ErrorMeter
-from convfactor.conv.cascade import StageShape, Structure
+from convfactor.conv.cascade import Cascade
 from convfactor.conv.geometry import ConvGeometry
 from convfactor.conv.layer import CascadeConv2d
+from convfactor.conv.structure import StageShape, Structure
 from convfactor.model import rewrite
 from convfactor.model.agreement import output_errors
 from convfactor.model.copies import copied, quiet, told
@@ -220,7 +221,7 @@ def _exact(geometry: ConvGeometry, weight: Tensor, bias: Tensor | None) -> Probe
         geometry.dilation,
         geometry.groups,
     )
-    layer = Probe.from_weight(weight, bias, Structure((stage,)).cascade([weight]), geometry)
+    layer = Probe.from_weight(weight, bias, Cascade.of(Structure((stage,)), [weight]), geometry)
     assert isinstance(layer, Probe)
     return layer
 

@@ -11,14 +11,16 @@ from torch import Tensor
 
 from convfactor.conv.accuracy import OutputErrors, layer_errors
 from convfactor.conv.calls import convolution
-from convfactor.conv.cascade import Cascade, Structure
+from convfactor.conv.cascade import Cascade
 from convfactor.conv.geometry import ConvGeometry, Pair
 from convfactor.conv.layer import CascadeConv2d
+from convfactor.conv.structure import Structure
 from convfactor.factorization.budget import Budget
-from convfactor.factorization.factorizer import Factorization, Factorizer, Report
+from convfactor.factorization.factorization import Factorization
+from convfactor.factorization.factorizer import Factorizer, Report
 from convfactor.factorization.families import Family, families, separable_pair
 from convfactor.factorization.search import Ladder
-from convfactor.factorization.solvers import Effort
+from convfactor.factorization.solvers.request import Effort
 from convfactor.latency import Clock, compare
 from convfactor.model.reasons import Reason
 from convfactor.model.sites import Site

@@ -10,7 +10,7 @@ import torch
 from rich.progress import Progress
 from torch import nn
 
-from convfactor.conv.cascade import Structure
+from convfactor.conv.structure import Structure
 from convfactor.factorization.factorizer import Report
 from convfactor.latency import Clock, compare
 from convfactor.model.finding import Select, find

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from convfactor.conv.calls import convolution
-from convfactor.conv.cascade import Structure
+from convfactor.conv.cascade import Cascade
 from convfactor.conv.formats import MemoryFormat
 from convfactor.conv.geometry import ConvGeometry
 from convfactor.conv.layer import CascadeConv2d
+from convfactor.conv.structure import Structure
 from convfactor.latency import FEWEST_ROUNDS, Clock, compare
 from convfactor.model.sites import InputShape
 from convfactor.plans.decisions import Cost
@@ -137,7 +138,7 @@ class Stopwatch:
     ) -> Price:
         """Compare the original in some formats with a structure in some."""
         calls = [self._original(memory_format) for memory_format in originals]
-        weights = structure.random(dtype=self._dtype)
+        weights = Cascade.random(structure, dtype=self._dtype)
         for name in formats:
             memory_format = torch.channels_last if name == "channels_last" else None
             layer = CascadeConv2d.from_weight(

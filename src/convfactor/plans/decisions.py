@@ -11,8 +11,9 @@ from torch import Tensor
 
 from convfactor.conv.accuracy import OutputErrors
 from convfactor.conv.bounds import Bounds
-from convfactor.conv.cascade import Cascade, Structure
+from convfactor.conv.cascade import Cascade
 from convfactor.conv.formats import MemoryFormat
+from convfactor.conv.structure import Structure
 from convfactor.latency import Timing
 from convfactor.model.reasons import Reason
 from convfactor.model.sites import Subject

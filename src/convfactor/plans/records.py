@@ -14,7 +14,8 @@ import torch
 from cattrs.strategies import configure_tagged_union
 from torch import Tensor
 
-from convfactor.conv.cascade import Cascade, Structure
+from convfactor.conv.cascade import Cascade
+from convfactor.conv.structure import Structure
 from convfactor.model.digests import digest
 from convfactor.plans.circumstances import Calibration
 from convfactor.plans.decisions import Decision, Decisions
@@ -152,7 +153,7 @@ def _converter(tensors: dict[str, Tensor]) -> cattrs.Converter:
         structure = converter.structure(value["structure"], Structure)
         weights = converter.structure(value["weights"], tuple[Tensor, ...])
         check_weights(structure, weights)
-        return structure.cascade(weights)
+        return Cascade.of(structure, weights)
 
     converter.register_structure_hook_func(is_tuple, read_tuple)
     for simple in (bool, int, str):

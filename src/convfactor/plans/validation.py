@@ -8,9 +8,9 @@ from collections.abc import Iterable, Sequence
 
 from torch import Tensor, nn
 
-from convfactor.conv.cascade import Structure
+from convfactor.conv.fitting import check_fit
 from convfactor.conv.geometry import ConvGeometry
-from convfactor.conv.layer import check_fit
+from convfactor.conv.structure import Structure
 from convfactor.latency import Timing
 from convfactor.model.sites import Subject
 from convfactor.plans.decisions import Decision, Decisions, Entry, Replaced, Swapped

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from convfactor.conv.cascade import Cascade
 from convfactor.conv.geometry import Pair, pair
-from convfactor.factorization.factorizer import Factorization
+from convfactor.factorization.factorization import Factorization
 
 Kernel: TypeAlias = Tensor | NDArray[Any]
 Array: TypeAlias = NDArray[np.float64]

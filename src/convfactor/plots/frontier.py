@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
-from convfactor.conv.cascade import Structure
-from convfactor.factorization.factorizer import Factorization
+from convfactor.conv.structure import Structure
+from convfactor.factorization.factorization import Factorization
 from convfactor.factorization.question import check_tolerance
 from convfactor.plots.style import BLUE, GREY, VERMILION, styled
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from convfactor.conv.cascade import Cascade
 from convfactor.conv.geometry import Pair
-from convfactor.factorization.factorizer import Factorization
+from convfactor.factorization.factorization import Factorization
 from convfactor.plots.comparison import Array, Comparison, Kernel, as_array, largest_magnitude
 from convfactor.plots.style import SIGNED, styled
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from convfactor.conv.cascade import Cascade
 from convfactor.conv.geometry import Pair
-from convfactor.factorization.factorizer import Factorization
+from convfactor.factorization.factorization import Factorization
 from convfactor.plots.comparison import Comparison, Kernel, largest_magnitude
 from convfactor.plots.style import MAGNITUDE, styled
 

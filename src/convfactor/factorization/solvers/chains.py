@@ -2,80 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cache
 
-from torch import Tensor
-
-from convfactor.conv.cascade import Cascade, StageShape, Structure
 from convfactor.conv.geometry import Pair
-
-_ORDERS = 5000
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Taps of the stages on the pixel grid of the composed kernel.
-
-    Attributes:
-        sizes: Kernel size of each stage.
-        spacings: Distance of the taps of each stage in input pixels.
-    """
-
-    sizes: tuple[Pair, ...]
-    spacings: tuple[Pair, ...]
-
-    @classmethod
-    def of(cls, structure: Structure) -> Layout:
-        """Read the layout of a structure."""
-        return cls(
-            tuple(stage.kernel_size for stage in structure.stages),
-            tuple(
-                (stage.dilation[0] * y, stage.dilation[1] * x)
-                for stage, (y, x) in zip(structure.stages, structure.steps, strict=True)
-            ),
-        )
-
-    @property
-    def span(self) -> Pair:
-        """Side lengths of the composed kernel."""
-        parts = list(zip(self.sizes, self.spacings, strict=True))
-        return (
-            1 + sum((k[0] - 1) * d[0] for k, d in parts),
-            1 + sum((k[1] - 1) * d[1] for k, d in parts),
-        )
-
-    @property
-    def taps(self) -> int:
-        """Taps of all stages of one chain."""
-        return sum(height * width for height, width in self.sizes)
-
-    def select(self, stages: Sequence[int]) -> Layout:
-        """Keep some of the stages."""
-        return Layout(tuple(self.sizes[i] for i in stages), tuple(self.spacings[i] for i in stages))
-
-    def merge(self, first: Sequence[int], rest: Sequence[int]) -> Layout:
-        """Join stages to one with free taps, put first, and keep the rest."""
-        kept = self.select(rest)
-        return Layout(
-            (self.select(first).span, *kept.sizes),
-            ((1, 1), *kept.spacings),
-        )
-
-
-def default_sizes(height: int, width: int) -> tuple[Pair, ...]:
-    """Choose the fewest stages of at most 3x3 that span a kernel.
-
-    An even side ends with a stage of 2 on that side, a shorter side with stages of 1.
-    """
-    sides = []
-    for length in (height, width):
-        sides.append([3] * ((length - 1) // 2) + [2] * ((length - 1) % 2))
-    count = max(1, *map(len, sides))
-    rows, cols = (side + [1] * (count - len(side)) for side in sides)
-    return tuple(zip(rows, cols, strict=True))
+from convfactor.conv.structure import StageShape, Structure
+from convfactor.factorization.solvers.problem import Problem
 
 
 def chain_structure(
@@ -111,20 +42,23 @@ def chain_structure(
     return Structure(tuple(stages), offset)
 
 
-def branches(structure: Structure, groups: int, out_per_group: int) -> int:
+def branches(problem: Problem, structure: Structure) -> int:
     """Count the parallel chains per output channel.
 
     Args:
+        problem: Its target has one input channel per group, and any number of output channels.
         structure: As ``chain_structure`` makes it; stages may be strided and dilated.
-        groups: Groups of the target.
-        out_per_group: Output channels per group of the target.
 
     Raises:
-        ValueError: The structure mixes channels in another way.
+        ValueError: The target has more input channels, or the structure mixes channels in another
+            way.
     """
+    groups, out_per_group, inputs = problem.target.shape[:3]
+    if inputs != 1:
+        raise ValueError(f"problem.target must have one input channel per group, got {inputs}")
     hidden = structure.stages[0].out_channels
     count = max(1, hidden // (groups * out_per_group))
-    sizes = [stage.kernel_size for stage in structure.stages]
+    sizes = structure.grid.sizes
     allowed = None
     if len(sizes) > 1 or count == 1:
         allowed = chain_structure(groups, out_per_group, sizes, count)
@@ -139,98 +73,3 @@ def branches(structure: Structure, groups: int, out_per_group: int) -> int:
             "use the dense solver for other structures"
         )
     return count
-
-
-def pack(structure: Structure, kernels: Sequence[Tensor]) -> Cascade:
-    """Make a cascade of the chains' kernels, one tensor (outputs, branches, kH, kW) per stage."""
-    return structure.cascade(kernels)
-
-
-def unpack(cascade: Cascade, count: int) -> list[Tensor]:
-    """Read the chains' kernels, one float64 tensor (outputs, branches, kH, kW) per stage."""
-    return [
-        stage.weight.double().reshape(-1, count, *stage.weight.shape[2:])
-        for stage in cascade.stages
-    ]
-
-
-def embed(cascade: Cascade, structure: Structure, count: int, smaller: int) -> list[Tensor]:
-    """Write a smaller cascade of chains as one of a larger structure.
-
-    Stages that are left over become shifts by whole taps, branches that are left over end in
-    zeros.
-
-    Args:
-        cascade: The smaller one.
-        structure: The larger one.
-        count: Branches of the structure.
-        smaller: Branches of the cascade.
-
-    Returns:
-        Float64 kernels as ``unpack`` gives them, with the same composed kernel.
-
-    Raises:
-        ValueError: The structure can't hold the cascade.
-    """
-    layout, inner = Layout.of(structure), Layout.of(cascade.structure)
-    shift = [a - b for a, b in zip(cascade.offset, structure.offset, strict=True)]
-    orders = itertools.permutations(range(len(layout.sizes)), len(inner.sizes))
-    for places in itertools.islice(orders, _ORDERS):
-        stages = dict(zip(places, range(len(inner.sizes)), strict=True))
-        corners = [_corners(layout, inner, stages, axis, shift[axis]) for axis in (0, 1)]
-        if smaller <= count and corners[0] is not None and corners[1] is not None:
-            break
-    else:
-        raise ValueError(
-            f"starts must hold cascades that fit in the structure {structure} at "
-            f"{structure.offset} with {count} branches, got {cascade.structure} at "
-            f"{cascade.offset} with {smaller} branches"
-        )
-    kernels = []
-    old = unpack(cascade, smaller)
-    outputs = old[0].shape[0]
-    for stage, (size, spacing) in enumerate(zip(layout.sizes, layout.spacings, strict=True)):
-        kernel = old[0].new_zeros((outputs, count, *size))
-        y, x = corners[0][stage], corners[1][stage]
-        if stage in stages:
-            part, apart = old[stages[stage]], inner.spacings[stages[stage]]
-            dy, dx = (max(1, a // b) for a, b in zip(apart, spacing, strict=True))
-            height, width = part.shape[-2:]
-            kernel[
-                :, :smaller, y : y + (height - 1) * dy + 1 : dy, x : x + (width - 1) * dx + 1 : dx
-            ] = part
-        else:
-            kernel[:, :smaller, y, x] = 1
-        kernels.append(kernel)
-    return kernels
-
-
-def _corners(
-    layout: Layout, inner: Layout, stages: dict[int, int], axis: int, shift: int
-) -> list[int] | None:
-    """Taps by which each stage is moved so that together they move by ``shift`` pixels."""
-    slacks = []
-    for stage, (sizes, spacings) in enumerate(zip(layout.sizes, layout.spacings, strict=True)):
-        size, spacing, taken = sizes[axis], spacings[axis], 1
-        if stage in stages:
-            length, apart = inner.sizes[stages[stage]][axis], inner.spacings[stages[stage]][axis]
-            if length > 1 and apart % spacing:
-                return None
-            taken = (length - 1) * apart // spacing + 1
-        if taken > size:
-            return None
-        slacks.append((spacing, size - taken))
-
-    @cache
-    def place(stage: int, left: int) -> list[int] | None:
-        if stage == len(slacks):
-            return [] if left == 0 else None
-        spacing, slack = slacks[stage]
-        # From the middle outwards: a shift in the middle of a stage leaves room on both sides.
-        for corner in sorted(range(slack + 1), key=lambda c: abs(2 * c - slack)):
-            rest = place(stage + 1, left - corner * spacing)
-            if rest is not None:
-                return [corner, *rest]
-        return None
-
-    return place(0, shift)

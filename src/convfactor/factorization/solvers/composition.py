@@ -9,8 +9,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from convfactor.conv.cascade import Structure
 from convfactor.conv.geometry import Pair
+from convfactor.conv.grid import Grid, positions
+from convfactor.conv.structure import Structure
 
 
 @dataclass(frozen=True)
@@ -19,32 +20,23 @@ class Layout:
 
     Attributes:
         channels: Channels before, between and after the stages.
-        kernel_sizes: Taps (vertical, horizontal) of each stage.
-        spacings: Distance of each stage's taps in pixels of the cascade's input.
+        grid: Where the stages' taps lie.
     """
 
     channels: tuple[int, ...]
-    kernel_sizes: tuple[Pair, ...]
-    spacings: tuple[Pair, ...]
+    grid: Grid
 
     @classmethod
     def of(cls, structure: Structure) -> Layout:
         """Describe one group of a structure."""
         stages, groups = structure.stages, structure.groups
         channels = (stages[0].in_channels, *(stage.out_channels for stage in stages))
-        return cls(
-            channels=tuple(count // groups for count in channels),
-            kernel_sizes=tuple(stage.kernel_size for stage in stages),
-            spacings=tuple(
-                (stage.dilation[0] * y, stage.dilation[1] * x)
-                for stage, (y, x) in zip(stages, structure.steps, strict=True)
-            ),
-        )
+        return cls(tuple(count // groups for count in channels), structure.grid)
 
     @cached_property
     def stages(self) -> int:
         """Number of stages."""
-        return len(self.kernel_sizes)
+        return len(self.grid.sizes)
 
     @cached_property
     def shapes(self) -> tuple[Pair, ...]:
@@ -52,7 +44,7 @@ class Layout:
         return tuple(
             (after, before * math.prod(size))
             for before, after, size in zip(
-                self.channels, self.channels[1:], self.kernel_sizes, strict=False
+                self.channels, self.channels[1:], self.grid.sizes, strict=False
             )
         )
 
@@ -61,19 +53,10 @@ class Layout:
         """Number of weights per stage."""
         return [math.prod(shape) for shape in self.shapes]
 
-    @cached_property
-    def spans(self) -> tuple[Pair, ...]:
-        """Side lengths of the kernel before the first and after each stage."""
-        spans = [(1, 1)]
-        for (rows, cols), (y, x) in zip(self.kernel_sizes, self.spacings, strict=True):
-            height, width = spans[-1]
-            spans.append((height + (rows - 1) * y, width + (cols - 1) * x))
-        return tuple(spans)
-
     @property
     def transposed(self) -> Layout:
         """Layout of the transposed kernel's cascade: every stage transposed, the last one first."""
-        return Layout(self.channels[::-1], self.kernel_sizes[::-1], self.spacings[::-1])
+        return Layout(self.channels[::-1], self.grid.reversed)
 
     def transpose(self, flat: Tensor) -> Tensor:
         """Turn (batch, weights) into those of the transposed cascade."""
@@ -90,16 +73,16 @@ class Layout:
 
     def kernel(self, matrix: Tensor, stage: int) -> Tensor:
         """View (batch, out, in * H * W) after ``stage`` stages with its taps apart."""
-        apart: Tensor = matrix.unflatten(2, (self.channels[0], *self.spans[stage]))
+        apart: Tensor = matrix.unflatten(2, (self.channels[0], *self.grid.spans[stage]))
         return apart
 
     def first(self, weight: Tensor) -> Tensor:
         """Kernel (batch, out, in, H, W) of the first stage alone."""
-        taps: Tensor = weight.unflatten(2, (self.channels[0], *self.kernel_sizes[0]))
-        y, x = self.spacings[0]
+        taps: Tensor = weight.unflatten(2, (self.channels[0], *self.grid.sizes[0]))
+        y, x = self.grid.spacings[0]
         if (y, x) == (1, 1):
             return taps
-        kernel = taps.new_zeros(*taps.shape[:3], *self.spans[1])
+        kernel = taps.new_zeros(*taps.shape[:3], *self.grid.spans[1])
         kernel[..., ::y, ::x] = taps
         return kernel
 
@@ -114,25 +97,21 @@ class Layout:
             (batch, hidden * kH * kW, in * H * W); the stage's weight times this is its output.
         """
         batch, hidden, channels, height, width = kernel.shape
-        (rows, cols), (dy, dx) = self.kernel_sizes[stage], self.spacings[stage]
-        result = kernel.new_zeros(batch, hidden, rows, cols, channels, *self.spans[stage + 1])
-        for row in range(rows):
-            for col in range(cols):
-                y, x = row * dy, col * dx
-                result[:, :, row, col, :, y : y + height, x : x + width] = kernel
-        return result.view(batch, hidden * rows * cols, -1)
+        taps = list(positions(self.grid.sizes[stage], self.grid.spacings[stage]))
+        result = kernel.new_zeros(batch, hidden, len(taps), channels, *self.grid.spans[stage + 1])
+        for tap, (y, x) in enumerate(taps):
+            result[:, :, tap, :, y : y + height, x : x + width] = kernel
+        return result.view(batch, hidden * len(taps), -1)
 
     def fold(self, shifted: Tensor, stage: int) -> Tensor:
         """Transpose of ``windows``: add up what each tap of the stage saw."""
-        height, width = self.spans[stage]
-        (rows, cols), (dy, dx) = self.kernel_sizes[stage], self.spacings[stage]
-        shape = (self.channels[stage], rows, cols, self.channels[0], *self.spans[stage + 1])
-        taps = shifted.view(-1, *shape)
-        result = taps.new_zeros(len(taps), shape[0], shape[3], height, width)
-        for row in range(rows):
-            for col in range(cols):
-                y, x = row * dy, col * dx
-                result += taps[:, :, row, col, :, y : y + height, x : x + width]
+        height, width = self.grid.spans[stage]
+        hidden, inputs = self.channels[stage], self.channels[0]
+        taps = list(positions(self.grid.sizes[stage], self.grid.spacings[stage]))
+        kernels = shifted.view(-1, hidden, len(taps), inputs, *self.grid.spans[stage + 1])
+        result = kernels.new_zeros(len(kernels), hidden, inputs, height, width)
+        for tap, (y, x) in enumerate(taps):
+            result += kernels[:, :, tap, :, y : y + height, x : x + width]
         return result
 
 
@@ -172,6 +151,6 @@ class Composition:
         for stage in range(layout.stages - 1, 0, -1):
             parts.append((kernel @ self._windows[stage].mT).flatten(1))
             kernel = layout.fold(self.weights[stage].mT @ kernel, stage).flatten(2)
-        (y, x), first = layout.spacings[0], layout.kernel(kernel, 1)
+        (y, x), first = layout.grid.spacings[0], layout.kernel(kernel, 1)
         parts.append(first[..., ::y, ::x].flatten(1))
         return torch.cat(parts[::-1], 1)

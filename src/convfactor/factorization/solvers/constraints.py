@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from convfactor.conv.cascade import Cascade, Stage
+from convfactor.conv.grid import positions
 from convfactor.factorization.solvers.problem import Problem
 from convfactor.factorization.solvers.reduction import Reduction
 
@@ -134,16 +135,12 @@ def _heads(cascade: Cascade) -> Tensor:
 def _solve_metric(problem: Problem, cascade: Cascade, heads: Tensor, right: Tensor) -> Tensor:
     """Solve ``M X = right``, where ``w M w'`` is the power of the last stage's weights ``w``."""
     structure = cascade.structure
-    last, (y, x) = structure.stages[-1], structure.steps[-1]
-    spacing = (last.dilation[0] * y, last.dilation[1] * x)
-    rows, cols = heads.shape[-2:]
+    grid, (rows, cols) = structure.grid, heads.shape[-2:]
     taps = []
-    for row in range(last.kernel_size[0]):
-        for col in range(last.kernel_size[1]):
-            tap = heads.new_zeros((*heads.shape[:-2], *structure.span))
-            top, left = row * spacing[0], col * spacing[1]
-            tap[..., top : top + rows, left : left + cols] = heads
-            taps.append(tap.flatten(3))
+    for top, left in positions(grid.sizes[-1], grid.spacings[-1]):
+        tap = heads.new_zeros((*heads.shape[:-2], *grid.span))
+        tap[..., top : top + rows, left : left + cols] = heads
+        taps.append(tap.flatten(3))
     features = torch.stack(taps, 3).flatten(2, 3)
     covariance = Reduction.of(problem, structure).covariance
     weighed = features if covariance is None else features @ covariance[:, None]

@@ -13,26 +13,26 @@ import itertools
 import torch
 from torch import Tensor
 
-from convfactor.factorization.solvers.chains import Layout
+from convfactor.conv.grid import Grid
 
 _ALIGNED = 4
 
 
-def normal_equations(kernels: list[Tensor], layout: Layout, wrong: Tensor) -> tuple[Tensor, Tensor]:
+def normal_equations(kernels: list[Tensor], grid: Grid, wrong: Tensor) -> tuple[Tensor, Tensor]:
     """Compute ``J J'`` and ``J wrong`` for white noise.
 
     Args:
         kernels: Per stage (N, branches, kH, kW).
-        layout: Where their taps lie, all of them next to each other.
-        wrong: (N, H * W), composed kernel minus target on the layout's span.
+        grid: Where their taps lie, all of them next to each other.
+        wrong: (N, H * W), composed kernel minus target on the grid's span.
 
     Returns:
         (N, branches * taps, branches * taps) and (N, branches * taps), the taps of a branch in the
         order of the stages.
     """
-    height, width = layout.span
-    most = _most(layout)
-    others = _others(kernels, layout).flatten(1, 2)
+    height, width = grid.span
+    most = _most(grid)
+    others = _others(kernels, grid).flatten(1, 2)
     count = others.shape[1]
     # Rows with as many zeros behind them as taps are shifted: a shift is one step in memory.
     wide = (0, most[1], 0, most[0] + 1)
@@ -48,20 +48,20 @@ def normal_equations(kernels: list[Tensor], layout: Layout, wrong: Tensor) -> tu
             lag = still @ rows[..., shift : shift + length].mT
             correlated[..., most[0] + y, most[1] + x] = lag
             correlated[..., most[0] - y, most[1] - x] = lag.mT
-    pairs, singles, shifts = _places(layout, count, step)
+    pairs, singles, shifts = _places(grid, count, step)
     taps = torch.stack([residual[:, s : s + length] for s in shifts], 2)
     normal = correlated.flatten(1)[:, pairs.to(rows.device)]
     return normal, (still @ taps).flatten(1)[:, singles.to(rows.device)]
 
 
-def _most(layout: Layout) -> tuple[int, int]:
+def _most(grid: Grid) -> tuple[int, int]:
     """Largest shifts between taps of two stages."""
-    return max(k[0] for k in layout.sizes) - 1, max(k[1] for k in layout.sizes) - 1
+    return max(k[0] for k in grid.sizes) - 1, max(k[1] for k in grid.sizes) - 1
 
 
-def _others(kernels: list[Tensor], layout: Layout) -> Tensor:
+def _others(kernels: list[Tensor], grid: Grid) -> Tensor:
     """For every stage the product of the others, (N, branches, stages, H, W)."""
-    height, width = layout.span
+    height, width = grid.span
     size = [-(-side // _ALIGNED) * _ALIGNED for side in (height, width)]
     spectra = [torch.fft.rfft2(kernel, s=size) for kernel in kernels]
     one = torch.ones_like(spectra[0])
@@ -73,19 +73,19 @@ def _others(kernels: list[Tensor], layout: Layout) -> Tensor:
 
 
 @functools.lru_cache(maxsize=64)
-def _places(layout: Layout, count: int, step: int) -> tuple[Tensor, Tensor, list[int]]:
+def _places(grid: Grid, count: int, step: int) -> tuple[Tensor, Tensor, list[int]]:
     """Where the inner products of all pairs of taps, and those with the residual, are found."""
-    most = _most(layout)
+    most = _most(grid)
     places = [
         (stage, y, x)
-        for stage, (rows, cols) in enumerate(layout.sizes)
+        for stage, (rows, cols) in enumerate(grid.sizes)
         for y in range(rows)
         for x in range(cols)
     ]
-    branches = count // len(layout.sizes)
+    branches = count // len(grid.sizes)
     stage, y, x = torch.tensor(places).T.repeat(1, branches)
     branch = torch.arange(branches).repeat_interleave(len(places))
-    image = branch * len(layout.sizes) + stage
+    image = branch * len(grid.sizes) + stage
     lag = (y[:, None] - y + most[0]) * (2 * most[1] + 1) + x[:, None] - x + most[1]
     lags = (2 * most[0] + 1) * (2 * most[1] + 1)
     pairs = (image[:, None] * count + image) * lags + lag

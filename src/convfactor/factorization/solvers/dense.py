@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from convfactor.conv.cascade import Cascade, Structure
-from convfactor.factorization.budget import Budget
+from convfactor.conv.cascade import Cascade
 from convfactor.factorization.solvers.composition import Composition, Layout
 from convfactor.factorization.solvers.descent import Descent
-from convfactor.factorization.solvers.embedding import embed
+from convfactor.factorization.solvers.embedding import embed_dense
 from convfactor.factorization.solvers.lifted import drawn, lifted
-from convfactor.factorization.solvers.problem import Effort, Problem, Progress
 from convfactor.factorization.solvers.reduction import Reduction
+from convfactor.factorization.solvers.request import Effort, Request
 
 # Random starts are drawn while their evaluations together take less work than this; the lifted
 # start leads them at first even where it ends above, hence the long trial.
@@ -53,17 +51,7 @@ _LIMITS = {
 }
 
 
-def solve(
-    problem: Problem,
-    structure: Structure,
-    *,
-    starts: Sequence[Cascade] = (),
-    seed: int = 0,
-    ridge: float = 0.0,
-    effort: Effort = "full",
-    progress: Progress | None = None,
-    budget: Budget | None = None,
-) -> Cascade:
+def solve(request: Request) -> Cascade:
     """Find the best weights for a structure.
 
     The lifted split of the target, the given starts and, where they cost little, random ones
@@ -71,50 +59,41 @@ def solve(
     kernels the lifted split has always won.
 
     Args:
-        problem: Target kernel and metric.
-        structure: The structure to fill, all its stages with the problem's groups.
-        starts: Cascades of this structure or a smaller one to start from as well; the result is
-            at least as good as the best of them.
-        seed: Seed of what is drawn.
-        ridge: White noise added to the input, relative to its mean power: it keeps the composed
-            kernel near the target where the covariance does not say.
-        effort: "draft" for an answer good enough to search with, "full" for the best one.
-        progress: Called with the share of the work done and the relative error reached.
-        budget: Time to stop after, with the best so far; None for no end.
+        request: All stages of its structure have the problem's groups.
 
     Returns:
         A balanced float64 cascade of the structure.
 
     Raises:
-        ValueError: ``structure`` or a start does not fit the problem.
+        ValueError: The structure or a start does not fit the problem.
     """
+    problem, structure, budget = request.problem, request.structure, request.budget
     if any(stage.groups != problem.groups for stage in structure.stages):
         raise ValueError(
             f"structure must have {problem.groups} groups in every stage, as the problem has, "
             f"got {[stage.groups for stage in structure.stages]}"
         )
-    layout, reduction = Layout.of(structure), Reduction.of(problem, structure, ridge)
-    generator = torch.Generator().manual_seed(seed)
-    given = [_scaled(embed(start, structure, seed), layout, reduction) for start in starts]
+    layout, reduction = Layout.of(structure), Reduction.of(problem, structure, request.ridge)
+    generator = torch.Generator().manual_seed(request.seed)
+    given = [_scaled(embed_dense(start, request), layout, reduction) for start in request.starts]
     # White noise does not tell a kernel from its transpose, so both get the same, cheaper, answer.
     turned = reduction.covariance is None and layout.channels[0] > layout.channels[-1]
     if turned:
         given = [layout.transpose(flat) for flat in given]
         reduction = reduction.transposed(layout.channels[0])
         layout = layout.transposed
-    budget = Budget() if budget is None else budget
     flats = [lifted(layout, reduction.target, generator, budget)]
     draws = min(int(_DRAWING / _work(layout, reduction)), _DRAWS)
     flats.append(drawn(layout, draws * problem.groups, generator).to(flats[0].device))
     flats = [_refit(layout, reduction, torch.cat(flats)), *given]
-    trial = _LONG_TRIAL if draws else _TRIAL
     descent = Descent(layout, reduction, torch.cat(flats))
-    flat = _descend(descent, trial, _limits(effort, layout, reduction), progress, budget)
+    limits = _limits(request.effort, layout, reduction)
+    flat = _descend(descent, _LONG_TRIAL if draws else _TRIAL, limits, request)
     if turned:
         flat, layout = layout.transpose(flat), layout.transposed
     weights = layout.split(flat)
     weights[-1] = weights[-1] * reduction.scale[:, None, None]
-    return structure.cascade([weight.flatten(0, 1) for weight in weights]).balanced()
+    return Cascade.of(structure, [weight.flatten(0, 1) for weight in weights]).balanced()
 
 
 def _scaled(flat: Tensor, layout: Layout, reduction: Reduction) -> Tensor:
@@ -140,14 +119,12 @@ def _refit(layout: Layout, reduction: Reduction, flat: Tensor) -> Tensor:
     return torch.cat([flat[:, : -layout.counts[-1]], last.mT.flatten(1)], 1)
 
 
-def _descend(
-    descent: Descent, trial: int, limits: _Limits, progress: Progress | None, budget: Budget
-) -> Tensor:
+def _descend(descent: Descent, trial: int, limits: _Limits, request: Request) -> Tensor:
     """Descend from several starts, after a trial only from each group's best."""
     groups = descent.groups
     history: list[Tensor] = []
     for iteration in range(limits.most):
-        if budget.used_up():
+        if request.budget.used_up():
             break
         if iteration == trial:
             descent.keep(_best(descent.loss, groups))
@@ -155,8 +132,8 @@ def _descend(
         descent.step()
         history.append(descent.loss.view(-1, groups).mean(1))
         lowest = float(descent.loss.view(-1, groups).amin(0).mean())
-        if progress and iteration % 10 == 9:
-            progress((iteration + 1) / limits.most, math.sqrt(lowest))
+        if iteration % 10 == 9:
+            request.progress((iteration + 1) / limits.most, math.sqrt(lowest))
         if lowest < _EXACT:
             break
         # A start that still comes down may end below the one that leads.
@@ -183,7 +160,7 @@ def _best(loss: Tensor, groups: int) -> Tensor:
 def _work(layout: Layout, reduction: Reduction) -> float:
     """Estimate the floating-point operations of an evaluation, calls and memory counted as such."""
     total = 0.0
-    for (outputs, inputs), span in zip(layout.shapes[1:], layout.spans[2:], strict=True):
+    for (outputs, inputs), span in zip(layout.shapes[1:], layout.grid.spans[2:], strict=True):
         total += 6 * outputs * inputs * layout.channels[0] * math.prod(span)
     if reduction.covariance is not None:
         total += max(2 * layout.channels[-1], 24) * reduction.covariance.shape[-1] ** 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from convfactor.factorization.solvers.problem import Effort
+from convfactor.factorization.solvers.request import Effort
 
 # Most work that an effort is made for, so that it takes about a second per stage.
 _THOROUGH_WORK, _STEADY_WORK, _HASTY_WORK = 3e6, 4e7, 5e8

@@ -4,17 +4,78 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
 
-from convfactor.conv.cascade import Cascade, Structure
-from convfactor.conv.geometry import Pair
+from convfactor.conv.cascade import Cascade
+from convfactor.conv.grid import Grid
+from convfactor.conv.structure import Structure
+from convfactor.factorization.solvers.chains import branches
 from convfactor.factorization.solvers.composition import Layout
+from convfactor.factorization.solvers.request import Request
+
+_ORDERS = 5000
 
 
-def embed(start: Cascade, structure: Structure, seed: int = 0) -> Tensor:
+@dataclass(frozen=True)
+class _Place:
+    """What a stage of the larger structure holds.
+
+    Attributes:
+        stage: The smaller cascade's stage; None where the input is passed on.
+        taps: Which of the stage's taps hold it (vertical, horizontal).
+    """
+
+    stage: int | None
+    taps: tuple[slice, slice]
+
+
+def embed_chains(start: Cascade, request: Request) -> list[Tensor]:
+    """Write a smaller cascade of chains as one of a larger structure.
+
+    Stages that are left over become shifts by whole taps, branches that are left over end in
+    zeros. The order of the stages does not matter.
+
+    Args:
+        start: The smaller one.
+        request: Problem and structure.
+
+    Returns:
+        Float64 kernels per stage, (outputs, branches, kH, kW), with the same composed kernel.
+
+    Raises:
+        ValueError: The structure can't hold the cascade.
+    """
+    structure, grid = request.structure, request.structure.grid
+    count = branches(request.problem, structure)
+    smaller = branches(request.problem, start.structure)
+    orders = itertools.permutations(range(len(grid.sizes)), len(start.stages))
+    places = _place(start.structure, structure, orders) if smaller <= count else None
+    if places is None:
+        raise ValueError(
+            f"starts must hold cascades that fit in the structure {structure} at "
+            f"{structure.offset} with {count} branches, got {start.structure} at "
+            f"{start.offset} with {smaller} branches"
+        )
+    outputs, like = structure.stages[-1].out_channels, start.stages[0].weight
+    kernels = []
+    for size, spot in zip(grid.sizes, places, strict=True):
+        kernel = like.new_zeros((outputs, count, *size), dtype=torch.float64)
+        part: Tensor | float = 1.0
+        if spot.stage is not None:
+            weight = start.stages[spot.stage].weight
+            part = weight.double().reshape(outputs, smaller, *weight.shape[2:])
+        rows, cols = spot.taps
+        kernel[:, :smaller, rows, cols] = part
+        kernels.append(kernel)
+    return kernels
+
+
+def embed_dense(start: Cascade, request: Request) -> Tensor:
     """Write a smaller cascade as one of the structure, with the same composed kernel.
 
     Hidden channels that the start lacks read at random and are not read; a stage that it lacks
@@ -22,8 +83,7 @@ def embed(start: Cascade, structure: Structure, seed: int = 0) -> Tensor:
 
     Args:
         start: Cascade of no more stages, channels and taps.
-        structure: The structure to embed in.
-        seed: For the new channels.
+        request: The structure to embed in, and the seed for the new channels.
 
     Returns:
         Float64 (groups, weights), in the order of ``Layout``.
@@ -31,83 +91,101 @@ def embed(start: Cascade, structure: Structure, seed: int = 0) -> Tensor:
     Raises:
         ValueError: The start does not fit.
     """
-    own = start.structure
-    for chosen in itertools.combinations(range(len(structure.stages)), len(own.stages)):
-        shifts = _shifts(own, structure, chosen)
-        if shifts is not None:
-            break
-    else:
+    own, structure = start.structure, request.structure
+    layout, groups = Layout.of(structure), structure.groups
+    alike = (own.groups, own.stride) == (groups, structure.stride)
+    places = _place(own, structure, _orders(Layout.of(own), layout)) if alike else None
+    if places is None:
         raise ValueError(
             f"starts must hold cascades of the structure {structure} at {structure.offset} "
             f"or of a smaller one, got {own} at {own.offset}"
         )
-    generator = torch.Generator().manual_seed(seed)
-    layout, groups = Layout.of(structure), structure.groups
+    generator = torch.Generator().manual_seed(request.seed)
     active = layout.channels[0]
-    stages = iter(start.stages)
     parts = []
-    for index, (size, shift) in enumerate(zip(layout.kernel_sizes, shifts, strict=True)):
+    for index, (size, spot) in enumerate(zip(layout.grid.sizes, places, strict=True)):
         shape = (groups, layout.channels[index + 1], layout.channels[index], *size)
         weight = torch.randn(shape, generator=generator, dtype=torch.float64)
         weight = weight.to(start.stages[0].weight.device) / math.sqrt(math.prod(shape[2:]))
-        if index in chosen:
-            taps = next(stages).weight.to(torch.float64).unflatten(0, (groups, -1))
-        else:
+        if spot.stage is None:
             eye = torch.eye(active, dtype=torch.float64, device=weight.device)
             taps = eye[:, :, None, None].expand(groups, -1, -1, 1, 1)
-        (top, left), (rows, cols) = shift, taps.shape[-2:]
+        else:
+            taps = start.stages[spot.stage].weight.to(torch.float64).unflatten(0, (groups, -1))
         outputs = taps.shape[1]
         weight[:, :outputs] = 0
-        weight[:, :outputs, :active, top : top + rows, left : left + cols] = taps
+        rows, cols = spot.taps
+        weight[:, :outputs, :active, rows, cols] = taps
         active = outputs
         parts.append(weight.flatten(1))
     return torch.cat(parts, 1)
 
 
-def _shifts(own: Structure, structure: Structure, chosen: Sequence[int]) -> list[Pair] | None:
-    """Where the taps of each stage go if the start's stages are the chosen ones, if that fits."""
-    if own.groups != structure.groups or own.stride != structure.stride:
-        return None
-    small, large = Layout.of(own), Layout.of(structure)
-    if small.channels[0] != large.channels[0] or small.channels[-1] != large.channels[-1]:
-        return None
-    place = {stage: index for index, stage in enumerate(chosen)}
-    active = small.channels[0]
-    room: list[Pair] = []
-    for stage, (rows, cols) in enumerate(large.kernel_sizes):
-        height, width = 1, 1
-        if stage in place:
-            index = place[stage]
-            (height, width), spacing = small.kernel_sizes[index], small.spacings[index]
-            for taps, mine, theirs in zip(
-                (height, width), spacing, large.spacings[stage], strict=True
-            ):
-                if taps > 1 and mine != theirs:
-                    return None
-            active = small.channels[index + 1]
-        if active > large.channels[stage + 1] or height > rows or width > cols:
-            return None
-        room.append((rows - height, cols - width))
-    ways = []
-    for axis in (0, 1):
-        way = _split(
-            own.offset[axis] - structure.offset[axis],
-            [pair[axis] for pair in room],
-            [pair[axis] for pair in large.spacings],
-        )
-        if way is None:
-            return None
-        ways.append(way)
-    return list(zip(*ways, strict=True))
+def _orders(small: Layout, large: Layout) -> Iterator[tuple[int, ...]]:
+    """Places for the stages, in their order, where there are channels for what they write."""
+    if (small.channels[0], small.channels[-1]) != (large.channels[0], large.channels[-1]):
+        return
+    for chosen in itertools.combinations(range(large.stages), small.stages):
+        # A stage that passes its input on writes as many channels as the one before.
+        done = [sum(place <= stage for place in chosen) for stage in range(large.stages)]
+        if all(small.channels[n] <= most for n, most in zip(done, large.channels[1:], strict=True)):
+            yield chosen
 
 
-def _split(total: int, room: Sequence[int], spacings: Sequence[int]) -> tuple[int, ...] | None:
-    """Write ``total`` as a sum of shifts within ``room``, each times its stage's spacing."""
-    reached: dict[int, tuple[int, ...]] = {0: ()}
-    for most, spacing in zip(room, spacings, strict=True):
-        reached = {
-            at + shift * spacing: (*way, shift)
-            for at, way in reached.items()
-            for shift in range(most + 1)
-        }
-    return reached.get(total)
+def _place(
+    small: Structure, large: Structure, orders: Iterable[Sequence[int]]
+) -> list[_Place] | None:
+    """Find an order in which the larger structure's stages hold the smaller one's.
+
+    Args:
+        small: The smaller structure.
+        large: The larger one.
+        orders: Which of the larger one's stages to try for those of the smaller one.
+    """
+    for order in itertools.islice(orders, _ORDERS):
+        stages = {at: stage for stage, at in enumerate(order)}
+        axes = [
+            _along(small.grid, large.grid, stages, axis, small.offset[axis] - large.offset[axis])
+            for axis in (0, 1)
+        ]
+        rows, cols = axes
+        if rows is not None and cols is not None:
+            taps = enumerate(zip(rows, cols, strict=True))
+            return [_Place(stages.get(at), pair) for at, pair in taps]
+    return None
+
+
+def _along(
+    small: Grid, large: Grid, stages: Mapping[int, int], axis: int, shift: int
+) -> list[slice] | None:
+    """Taps along one axis, so that the stages together move by ``shift`` pixels, if there are."""
+    lengths, steps, slacks = [], [], []
+    for at, (size, spacing) in enumerate(zip(large.sizes, large.spacings, strict=True)):
+        length, step = 1, 1
+        if at in stages and small.sizes[stages[at]][axis] > 1:
+            step, uneven = divmod(small.spacings[stages[at]][axis], spacing[axis])
+            if uneven:
+                return None
+            length = (small.sizes[stages[at]][axis] - 1) * step + 1
+        if length > size[axis]:
+            return None
+        lengths.append(length)
+        steps.append(step)
+        slacks.append(size[axis] - length)
+
+    @cache
+    def corners(at: int, left: int) -> list[int] | None:
+        if at == len(slacks):
+            return [] if left == 0 else None
+        slack = slacks[at]
+        # From the middle outwards: a shift in the middle of a stage leaves room on both sides.
+        for corner in sorted(range(slack + 1), key=lambda c: abs(2 * c - slack)):
+            rest = corners(at + 1, left - corner * large.spacings[at][axis])
+            if rest is not None:
+                return [corner, *rest]
+        return None
+
+    found = corners(0, shift)
+    if found is None:
+        return None
+    return [slice(c, c + n, step) for c, n, step in zip(found, lengths, steps, strict=True)]

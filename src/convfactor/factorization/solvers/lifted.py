@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from convfactor.factorization.budget import Budget
 from convfactor.factorization.solvers.composition import Layout
+from convfactor.factorization.solvers.lift import Lift, Parts
 
 _ALTERNATIONS = 20
 
@@ -37,7 +37,7 @@ def lifted(layout: Layout, kernel: Tensor, generator: torch.Generator, budget: B
         tail, first = _peel(layout, rest, stage, generator, budget)
         weights.append(first.flatten(1))
         rest = tail
-    (y, x), last = layout.spacings[-1], rest
+    (y, x), last = layout.grid.spacings[-1], rest
     weights.append(last[..., ::y, ::x].flatten(1))
     return torch.cat(weights, 1)
 
@@ -46,37 +46,21 @@ def _peel(
     layout: Layout, kernel: Tensor, stage: int, generator: torch.Generator, budget: Budget
 ) -> tuple[Tensor, Tensor]:
     """Split (groups, out, in, H, W) into a rest and the stage's (groups, width, in * kH * kW)."""
-    groups, outputs, inputs, height, width = kernel.shape
-    (rows, cols), (y, x) = layout.kernel_sizes[stage], layout.spacings[stage]
-    reach = (height - (rows - 1) * y, width - (cols - 1) * x)
-    taps = list(itertools.product(range(0, rows * y, y), range(0, cols * x, x)))
-    rank = layout.channels[stage + 1]
+    groups, outputs, inputs, *span = kernel.shape
+    grid, rank = layout.grid, layout.channels[stage + 1]
+    lift = Lift((span[0], span[1]), grid.sizes[stage], grid.spacings[stage], kernel)
+    taps, reach = len(lift.taps), lift.reach
 
-    def spread(values: Tensor) -> Tensor:
-        shifted = [values[..., r : r + reach[0], c : c + reach[1]] for r, c in taps]
-        return torch.stack(shifted, -1)
-
-    def fold(lift: Tensor) -> Tensor:
-        result = torch.zeros_like(kernel)
-        for tap, (r, c) in enumerate(taps):
-            result[..., r : r + reach[0], c : c + reach[1]] += lift[..., tap]
-        return result
-
-    ones = kernel.new_ones(*reach, len(taps)).expand(1, 1, 1, *reach, len(taps))
-    count = fold(ones)[:1, :1, :1].clamp_min(1)
-    lift = spread(kernel / count)
-    basis = torch.randn(
-        groups, inputs * len(taps), rank, generator=generator, dtype=torch.float64
-    ).to(kernel.device)
-    for _ in range(_ALTERNATIONS):
-        matrix = lift.permute(0, 1, 3, 4, 2, 5).flatten(4).flatten(1, 3)
-        left = torch.linalg.qr(matrix @ basis).Q
+    def truncate(values: Tensor, parts: Parts) -> tuple[Parts, Tensor]:
+        matrix = values.permute(0, 1, 4, 5, 2, 3).flatten(4).flatten(1, 3)
+        left = torch.linalg.qr(matrix @ parts[1]).Q
         basis = matrix.mT @ left
-        low = (left @ basis.mT).view(groups, outputs, *reach, inputs, len(taps))
-        low = low.permute(0, 1, 4, 2, 3, 5)
-        lift = low + spread((kernel - fold(low)) / count)
-        if budget.used_up():
-            break
+        low = (left @ basis.mT).view(groups, outputs, *reach, inputs, taps)
+        return (left, basis), low.permute(0, 1, 4, 5, 2, 3)
+
+    basis = torch.randn(groups, inputs * taps, rank, generator=generator, dtype=torch.float64)
+    basis = basis.to(kernel.device)
+    left, basis = lift.split(kernel, truncate, (basis, basis), _ALTERNATIONS, budget)
     if left.shape[-1] < rank:
         left = F.pad(left, (0, rank - left.shape[-1]))
         basis = F.pad(basis, (0, rank - basis.shape[-1]))

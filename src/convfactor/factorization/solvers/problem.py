@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from convfactor.conv.cascade import Cascade
 from convfactor.conv.geometry import Pair
-
-if TYPE_CHECKING:
-    from convfactor.conv.cascade import Cascade, Structure
-    from convfactor.conv.moments import Moments
+from convfactor.conv.moments import Moments
+from convfactor.conv.structure import Structure
 
 EXACT = 1e-10
-
-Effort = Literal["draft", "full"]
-# Called with the share of the work done and the relative error reached.
-Progress = Callable[[float, float], None]
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from convfactor.conv.cascade import Structure
 from convfactor.conv.geometry import Pair
+from convfactor.conv.structure import Structure
 from convfactor.factorization.solvers.problem import Problem
 
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from convfactor.conv.geometry import Pair
+from convfactor.conv.grid import Grid, positions
 from convfactor.factorization.budget import Budget
-from convfactor.factorization.solvers.chains import Layout
 from convfactor.factorization.solvers.correlations import normal_equations
 
 Kernels = list[Tensor]
@@ -32,7 +32,7 @@ class Fit:
     """What a batch of chains is fitted to: least squares of ``(composed - target) @ root``.
 
     Attributes:
-        target: (N, P), the wanted kernels on the span of the layout.
+        target: (N, P), the wanted kernels on the span of the grid.
         group: (N,), which root counts for which element, ascending.
         roots: (groups, P, P) with ``root @ root.T`` the metric, or None for white noise.
     """
@@ -62,27 +62,27 @@ class Fit:
         weighed = [p @ self.roots[g] for p, g in zip(pieces, present.tolist(), strict=True)]
         return torch.cat(weighed) if weighed else rows
 
-    def loss(self, kernels: Kernels, layout: Layout) -> Tensor:
+    def loss(self, kernels: Kernels, grid: Grid) -> Tensor:
         """Squared error, (N,)."""
-        return self.weigh(self.residual(kernels, layout)).square().sum(1)
+        return self.weigh(self.residual(kernels, grid)).square().sum(1)
 
-    def residual(self, kernels: Kernels, layout: Layout) -> Tensor:
+    def residual(self, kernels: Kernels, grid: Grid) -> Tensor:
         """Composed kernels minus targets, (N, P)."""
-        return compose(kernels, layout).flatten(1) - self.target
+        return compose(kernels, grid).flatten(1) - self.target
 
 
-def compose(kernels: Kernels, layout: Layout) -> Tensor:
+def compose(kernels: Kernels, grid: Grid) -> Tensor:
     """Convolve the stages of every chain and add up the branches.
 
     Args:
         kernels: Per stage (N, branches, kH, kW).
-        layout: Where their taps lie.
+        grid: Where their taps lie.
 
     Returns:
         (N, H, W).
     """
     product = kernels[0].new_ones((*kernels[0].shape[:2], 1, 1))
-    for kernel, spacing in zip(kernels, layout.spacings, strict=True):
+    for kernel, spacing in zip(kernels, grid.spacings, strict=True):
         product = _spread(product, kernel, spacing)
     return product.sum(1)
 
@@ -98,7 +98,7 @@ def balance(kernels: Kernels) -> Kernels:
 def refine(
     fit: Fit,
     kernels: Kernels,
-    layout: Layout,
+    grid: Grid,
     steps: int,
     settle: float = 1e-4,
     budget: Budget | None = None,
@@ -108,7 +108,7 @@ def refine(
     Args:
         fit: Targets and metric of N elements.
         kernels: Per stage (N, branches, kH, kW), the start.
-        layout: Where the taps lie.
+        grid: Where the taps lie.
         steps: Most steps per element.
         settle: Relative decrease of the loss over five steps below which an element stops.
         budget: Time to stop after, shared evenly by the elements; None for no end.
@@ -117,16 +117,16 @@ def refine(
         The refined kernels and their loss (N,).
     """
     count, branches = kernels[0].shape[:2]
-    pixels = layout.span[0] * layout.span[1]
+    pixels = grid.span[0] * grid.span[1]
     room = _CPU_CHUNK if fit.target.device.type == "cpu" else _DEVICE_CHUNK
-    chunk = max(1, room // (16 * branches * layout.taps * pixels))
+    chunk = max(1, room // (16 * branches * grid.taps * pixels))
     budget = Budget() if budget is None else budget
     done = []
-    with _single_thread(branches * layout.taps * pixels < _SMALL):
+    with _single_thread(branches * grid.taps * pixels < _SMALL):
         for i in range(0, count, chunk):
             part, own = fit.take(slice(i, i + chunk)), [k[i : i + chunk] for k in kernels]
             share = budget.part(budget.left * chunk / max(count - i, chunk))
-            done.append(_refine_chunk(part, own, layout, steps, settle, share))
+            done.append(_refine_chunk(part, own, grid, steps, settle, share))
     stages = zip(*(part[0] for part in done), strict=True)
     return [torch.cat(stage) for stage in stages], torch.cat([part[1] for part in done])
 
@@ -144,10 +144,10 @@ def _single_thread(wanted: bool) -> Iterator[None]:
 
 
 def _refine_chunk(
-    fit: Fit, kernels: Kernels, layout: Layout, steps: int, settle: float, budget: Budget
+    fit: Fit, kernels: Kernels, grid: Grid, steps: int, settle: float, budget: Budget
 ) -> tuple[Kernels, Tensor]:
     result = balance(kernels)
-    losses = fit.loss(result, layout)
+    losses = fit.loss(result, grid)
     losses = torch.where(losses.isfinite(), losses, torch.inf)
     active = (losses.isfinite() & (losses > _EXACT)).nonzero()[:, 0]
     damping = torch.full_like(losses, 0.1)
@@ -157,7 +157,7 @@ def _refine_chunk(
             break
         part, now = [k[active] for k in result], fit.take(active)
         loss, lam = losses[active], damping[active]
-        trial, trial_loss = _step(now, part, layout, lam)
+        trial, trial_loss = _step(now, part, grid, lam)
         better = trial_loss < loss
         mask = better[:, None, None, None]
         for kernel, new, old in zip(result, trial, part, strict=True):
@@ -171,12 +171,12 @@ def _refine_chunk(
     return result, losses
 
 
-def _step(fit: Fit, kernels: Kernels, layout: Layout, damping: Tensor) -> tuple[Kernels, Tensor]:
+def _step(fit: Fit, kernels: Kernels, grid: Grid, damping: Tensor) -> tuple[Kernels, Tensor]:
     """One damped step of every element and the loss after it, Inf where it broke down."""
-    if fit.roots is None and _is_wide(layout):
-        normal, gradient = normal_equations(kernels, layout, fit.residual(kernels, layout))
+    if fit.roots is None and _is_wide(grid):
+        normal, gradient = normal_equations(kernels, grid, fit.residual(kernels, grid))
     else:
-        composed, jacobian = _jacobian(kernels, layout)
+        composed, jacobian = _jacobian(kernels, grid)
         jacobian = fit.weigh(jacobian)
         wrong = fit.weigh(composed - fit.target)
         normal = jacobian @ jacobian.mT
@@ -185,30 +185,30 @@ def _step(fit: Fit, kernels: Kernels, layout: Layout, damping: Tensor) -> tuple[
     diagonal += damping[:, None] * diagonal.mean(1, keepdim=True)
     factor, info = torch.linalg.cholesky_ex(normal)
     change = torch.cholesky_solve(gradient[..., None], factor)[..., 0]
-    trial = balance(_unflatten(_flatten(kernels) - change, layout))
-    loss = fit.loss(trial, layout)
+    trial = balance(_unflatten(_flatten(kernels) - change, grid))
+    loss = fit.loss(trial, grid)
     return trial, torch.where((info == 0) & loss.isfinite(), loss, torch.inf)
 
 
-def _is_wide(layout: Layout) -> bool:
+def _is_wide(grid: Grid) -> bool:
     """Whether correlations are the quicker way to the normal equations."""
-    return layout.taps >= _WIDE and all(spacing == (1, 1) for spacing in layout.spacings)
+    return grid.taps >= _WIDE and grid.is_plain
 
 
-def _jacobian(kernels: Kernels, layout: Layout) -> tuple[Tensor, Tensor]:
+def _jacobian(kernels: Kernels, grid: Grid) -> tuple[Tensor, Tensor]:
     """Composed kernels (N, P) and their derivatives (N, branches * taps, P)."""
     one = kernels[0].new_ones((*kernels[0].shape[:2], 1, 1))
     tails = [one]
-    for kernel, spacing in zip(reversed(kernels[1:]), reversed(layout.spacings[1:]), strict=True):
+    for kernel, spacing in zip(reversed(kernels[1:]), reversed(grid.spacings[1:]), strict=True):
         tails.append(_spread(tails[-1], kernel, spacing))
-    jacobian = one.new_zeros((*one.shape[:2], layout.taps, *layout.span))
+    jacobian = one.new_zeros((*one.shape[:2], grid.taps, *grid.span))
     head, tap = one, 0
-    for kernel, spacing in zip(kernels, layout.spacings, strict=True):
+    for kernel, size, spacing in zip(kernels, grid.sizes, grid.spacings, strict=True):
         tail = tails.pop()
         small, large = sorted((head, tail), key=lambda image: image.shape[-1] * image.shape[-2])
         others = _spread(large, small, (1, 1))
         height, width = others.shape[-2:]
-        for y, x in _positions(kernel, spacing):
+        for y, x in positions(size, spacing):
             jacobian[:, :, tap, y : y + height, x : x + width] = others
             tap += 1
         head = _spread(head, kernel, spacing)
@@ -227,21 +227,16 @@ def _spread(image: Tensor, kernel: Tensor, spacing: Pair) -> Tensor:
         )
     )
     taps = kernel.flatten(2)
-    for tap, (y, x) in enumerate(_positions(kernel, spacing)):
+    for tap, (y, x) in enumerate(positions((rows, cols), spacing)):
         result[..., y : y + height, x : x + width].addcmul_(image, taps[..., tap, None, None])
     return result
-
-
-def _positions(kernel: Tensor, spacing: Pair) -> Iterator[Pair]:
-    rows, cols = kernel.shape[-2:]
-    return ((row * spacing[0], col * spacing[1]) for row in range(rows) for col in range(cols))
 
 
 def _flatten(kernels: Kernels) -> Tensor:
     return torch.cat([kernel.flatten(2) for kernel in kernels], 2).flatten(1)
 
 
-def _unflatten(values: Tensor, layout: Layout) -> Kernels:
-    areas = [height * width for height, width in layout.sizes]
-    parts = values.unflatten(1, (-1, layout.taps)).split(areas, 2)
-    return [part.unflatten(2, size) for part, size in zip(parts, layout.sizes, strict=True)]
+def _unflatten(values: Tensor, grid: Grid) -> Kernels:
+    areas = [height * width for height, width in grid.sizes]
+    parts = values.unflatten(1, (-1, grid.taps)).split(areas, 2)
+    return [part.unflatten(2, size) for part, size in zip(parts, grid.sizes, strict=True)]

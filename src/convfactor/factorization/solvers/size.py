@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from convfactor.conv.cascade import Structure
 from convfactor.conv.geometry import Pair
+from convfactor.conv.structure import Structure
 
 _DOUBLE = 8
 # Measured on one core: multiplies of matrices, and values that are copied and rearranged.
@@ -77,11 +77,12 @@ def _stages(structure: Structure, window: Pair, dense_metric: bool) -> tuple[flo
     last = structure.stages[-1].out_channels // groups
     frequencies = (2 * height - 1) * width
     held = moved = work = 0.0
-    for index, (stage, (y, x)) in enumerate(zip(structure.stages, structure.steps, strict=True)):
+    spacings = structure.grid.spacings
+    for index, (stage, (y, x)) in enumerate(zip(structure.stages, spacings, strict=True)):
         inputs, outputs = stage.in_channels // groups, stage.out_channels // groups
         rows, cols = stage.kernel_size
-        height -= (rows - 1) * stage.dilation[0] * y
-        width -= (cols - 1) * stage.dilation[1] * x
+        height -= (rows - 1) * y
+        width -= (cols - 1) * x
         lifted = 1.0 * last * height * width * inputs * rows * cols
         work += 4 * lifted * outputs
         if index == 0 and not dense_metric:

@@ -48,7 +48,7 @@ class Spectrum:
 
     def phases(self, layout: Layout, stage: int) -> Tensor:
         """Phase (frequencies, kH * kW) of each tap of a stage."""
-        (rows, cols), (y, x) = layout.kernel_sizes[stage], layout.spacings[stage]
+        (rows, cols), (y, x) = layout.grid.sizes[stage], layout.grid.spacings[stage]
         down = y * torch.arange(rows, dtype=torch.float64, device=self.share.device)[:, None]
         across = x * torch.arange(cols, dtype=torch.float64, device=self.share.device)
         angle = (
