@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from convfactor.planning.latency import compare
+from convfactor.latency import compare
 from convfactor.wavelets import DTCWTForward, DTCWTInverse
 
 with warnings.catch_warnings():

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 import convfactor
 from convfactor import CascadeConv2d, StageShape, Structure, plots
 from convfactor.demo import photographs
-from convfactor.planning.latency import compare
+from convfactor.latency import compare
 
 SIZE = 31
 

@@ -17,7 +17,7 @@ from torch import nn
 
 import convfactor
 from convfactor import Cascade, Plan, Stage, StageShape, Structure, factorize, plots
-from convfactor.planning.latency import Timing
+from convfactor.latency import Timing
 from convfactor.plans.plan import WholeModel
 
 

@@ -18,8 +18,8 @@ from convfactor import CascadeConv2d, ToleranceError
 from convfactor.conv.accuracy import output_errors
 from convfactor.factorization import factorizer
 from convfactor.factorization.budget import Budget
+from convfactor.latency import Timing
 from convfactor.planning import cases
-from convfactor.planning.latency import Timing
 
 MACS = {"objective": "macs"}
 

@@ -21,7 +21,7 @@ from torch import nn
 import convfactor
 from convfactor import Bounds, ConvGeometry, Plan, PlanMismatchError, StageShape, Structure
 from convfactor.conv.accuracy import OutputErrors
-from convfactor.planning.latency import Timing
+from convfactor.latency import Timing
 from convfactor.plans.plan import Replacement, WholeModel
 
 VOID = {"meta", "br", "wbr", "rect", "path"}

@@ -22,8 +22,8 @@ import convfactor
 from convfactor import Bounds, CascadeConv2d, Plan, cli
 from convfactor.conv.accuracy import OutputErrors
 from convfactor.errors import PlanMismatchError
+from convfactor.latency import Timing
 from convfactor.model.digests import digest
-from convfactor.planning.latency import Timing
 from convfactor.plans import records, storage
 from convfactor.plans.plan import PLAN_FILE, WEIGHTS_FILE, WholeModel, channels_last
 

@@ -14,7 +14,7 @@ from torch import nn
 
 import convfactor
 from convfactor import Bounds, Plan
-from convfactor.planning.latency import Timing
+from convfactor.latency import Timing
 from convfactor.plans.plan import PLAN_FILE, WholeModel
 
 

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from convfactor.latency import Timing, compare
 from convfactor.model import digests
 from convfactor.model.finding import Select
 from convfactor.model.inputs import ModelInputs
 from convfactor.model.sites import is_transform
 from convfactor.model.trees import leaves
-from convfactor.planning.latency import Timing, compare
 
 SECONDS = 1.0
 

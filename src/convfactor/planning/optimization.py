@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_structure
 
 from convfactor.errors import PlanMismatchError, ToleranceError
+from convfactor.latency import compare
 from convfactor.model import rewrite
 from convfactor.model.copies import copied, isolated, quiet, told
 from convfactor.model.finding import Select
@@ -22,7 +23,6 @@ from convfactor.planning import calibration as calibration_data
 from convfactor.planning.arguments import check_model, check_options
 from convfactor.planning.calibration import Split
 from convfactor.planning.judge import Judge
-from convfactor.planning.latency import compare
 from convfactor.planning.planner import make_plan
 from convfactor.planning.pricing import MemoryFormat
 from convfactor.plans.plan import Plan, Settings, WholeModel, channels_last

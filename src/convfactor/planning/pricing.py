@@ -15,8 +15,8 @@ from convfactor.conv.calls import convolution
 from convfactor.conv.cascade import Structure
 from convfactor.conv.geometry import ConvGeometry
 from convfactor.conv.layer import CascadeConv2d
+from convfactor.latency import FEWEST_ROUNDS, Timing, compare
 from convfactor.model.sites import InputShape
-from convfactor.planning.latency import FEWEST_ROUNDS, Timing, compare
 
 MemoryFormat = Literal["as given", "channels_last"]
 QUICK, CAREFUL = 0.12, 0.6

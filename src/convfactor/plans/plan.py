@@ -20,11 +20,11 @@ from convfactor.conv.cascade import Cascade, Structure
 from convfactor.conv.geometry import ConvGeometry
 from convfactor.conv.layer import CascadeConv2d
 from convfactor.errors import PlanMismatchError
+from convfactor.latency import Timing
 from convfactor.model import rewrite
 from convfactor.model.copies import copied
 from convfactor.model.digests import digest
 from convfactor.model.sites import InputShape, Kind
-from convfactor.planning.latency import Timing
 from convfactor.planning.pricing import MemoryFormat
 from convfactor.plans import pages, records, report, storage
 from convfactor.plans.settings import Settings as Settings

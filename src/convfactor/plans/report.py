@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from convfactor.conv.geometry import Pair
-from convfactor.planning.latency import Timing
+from convfactor.latency import Timing
 
 if TYPE_CHECKING:
     from convfactor.plans.plan import Entry, Plan, WholeModel

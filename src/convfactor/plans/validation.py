@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from convfactor.conv.cascade import Structure
 from convfactor.conv.geometry import ConvGeometry
 from convfactor.conv.layer import check_fit
-from convfactor.planning.latency import Timing
+from convfactor.latency import Timing
 
 if TYPE_CHECKING:
     from convfactor.plans.plan import Entry, Plan

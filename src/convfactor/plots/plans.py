@@ -14,7 +14,7 @@ from convfactor.plots.style import BLUE, styled
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from convfactor.planning.latency import Timing
+    from convfactor.latency import Timing
     from convfactor.plans.plan import Entry
 
 DARK = "#5A5A5A"

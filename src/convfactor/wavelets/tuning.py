@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from convfactor.planning.latency import compare
+from convfactor.latency import compare
 from convfactor.wavelets.banks import Sizes
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ import time
 
 import torch
 
-from convfactor.planning.latency import FEWEST_ROUNDS, MOST_ROUNDS, compare
+from convfactor.latency import FEWEST_ROUNDS, MOST_ROUNDS, compare
 
 CPU = torch.device("cpu")
 
