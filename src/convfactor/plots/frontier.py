@@ -11,8 +11,8 @@ from matplotlib.transforms import Bbox
 
 from convfactor.conv.cascade import Structure
 from convfactor.factorization.factorizer import Factorization
-from convfactor.factorization.question import check_tolerance
 from convfactor.plots.style import BLUE, GREY, VERMILION, styled
+from convfactor.scalars import check_tolerance
 
 FLOOR = 1e-17  # where an error of exactly 0 is drawn, on the logarithmic axis
 STEPS = range(1, 25)  # of labels above and below their points, each 8 typographic points
