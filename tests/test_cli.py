@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import subprocess
 import sys
 
 import numpy as np
@@ -265,6 +266,38 @@ def test_help_and_version(capsys):
     assert capsys.readouterr().out.strip() == __version__
     assert run("optimize", "--help") == 0
     assert "MODULE:FACTORY" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["--help"], 0, "optimize a model of your own"),
+        (["optimize", "--help"], 0, "MODULE:FACTORY"),
+        (["--version"], 0, __version__),
+        ([], 2, "required: COMMAND"),
+        (["optimize", "mine:net", "--output", "out"], 2, "required: --input"),
+        (["demo", "--tolerance", "much"], 2, "invalid float value: 'much'"),
+        (["demo", "--tolerance", "5"], 2, "tolerance must be a positive number"),
+        (["demo", "--output", "mine.py"], 2, "--output must be a folder"),
+        (["optimize", "mine:net", "--input", "1x2", "--output", "mine.py"], 2, "is a file"),
+        (["optimize", "mine", "--input", "1x2", "--output", "out"], 2, "MODULE:NAME, got 'mine'"),
+        (["show", "out", "--model", "mine"], 2, "MODULE:NAME, got 'mine'"),
+    ],
+)
+def test_torch_is_not_loaded_for_an_answer_that_needs_no_model(folder, arguments, status, message):
+    code = (
+        "import sys\n"
+        "from convfactor.cli import main\n"
+        "try: status = main()\n"
+        "except SystemExit as stop: status = stop.code\n"
+        "assert not {'torch', 'numpy', 'rich'} & set(sys.modules)\n"
+        "sys.exit(status)"
+    )
+    command = [sys.executable, "-W", "error", "-c", code, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == status, done.stderr
+    assert message in (done.stderr if status else done.stdout)
+    assert "Traceback" not in done.stderr
 
 
 def test_an_interrupted_run_says_how_to_go_on(folder, capsys, monkeypatch):

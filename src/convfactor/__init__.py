@@ -1,36 +1,47 @@
-"""Make trained PyTorch models faster: large kernels become cascades of 3x3 convolutions."""
+"""Make trained PyTorch models faster: large kernels become cascades of 3x3 convolutions.
 
-from convfactor import fx, wavelets
-from convfactor.conv.bounds import Bounds
-from convfactor.conv.cascade import Cascade, Stage
-from convfactor.conv.geometry import ConvGeometry
-from convfactor.conv.layer import CascadeConv2d
-from convfactor.conv.moments import Moments
-from convfactor.conv.structure import StageShape, Structure
-from convfactor.errors import PlanMismatchError, ToleranceError
-from convfactor.factorization.factorization import Factorization
-from convfactor.factorization.factorize import factorize
-from convfactor.planning.optimization import optimize, plan
-from convfactor.plans.plan import Plan
+Every name is loaded on first use, so that importing this costs nothing and the command line
+answers without torch. Type checkers and editors read the same names in ``__init__.pyi``.
+"""
+
+from importlib import import_module
+from importlib.util import find_spec
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "Bounds",
-    "Cascade",
-    "CascadeConv2d",
-    "ConvGeometry",
-    "Factorization",
-    "Moments",
-    "Plan",
-    "PlanMismatchError",
-    "Stage",
-    "StageShape",
-    "Structure",
-    "ToleranceError",
-    "factorize",
-    "fx",
-    "optimize",
-    "plan",
-    "wavelets",
-]
+_HOMES = {
+    "Bounds": "convfactor.conv.bounds",
+    "Cascade": "convfactor.conv.cascade",
+    "CascadeConv2d": "convfactor.conv.layer",
+    "ConvGeometry": "convfactor.conv.geometry",
+    "Factorization": "convfactor.factorization.factorization",
+    "Moments": "convfactor.conv.moments",
+    "Plan": "convfactor.plans.plan",
+    "PlanMismatchError": "convfactor.errors",
+    "Stage": "convfactor.conv.cascade",
+    "StageShape": "convfactor.conv.structure",
+    "Structure": "convfactor.conv.structure",
+    "ToleranceError": "convfactor.errors",
+    "factorize": "convfactor.factorization.factorize",
+    "optimize": "convfactor.planning.optimization",
+    "plan": "convfactor.planning.optimization",
+}
+_MODULES = ("fx", "plots", "wavelets")
+
+__all__ = sorted([*_HOMES, "fx", "wavelets"])  # not plots, which needs an extra
+
+
+def __getattr__(name: str) -> object:
+    """Load a public name and keep it."""
+    if name in _MODULES:
+        return import_module(f"convfactor.{name}")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'convfactor' has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_HOMES[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    """All names; ``plots`` only where there is something to draw with."""
+    names = {*globals(), *_HOMES, *_MODULES}
+    return sorted(names if find_spec("matplotlib") else names - {"plots"})

@@ -81,7 +81,7 @@ def big(plan) -> Plan:
         subject = replace(plan.entries[0].subject, name=name, kernel_size=size, geometry=geometry)
         decision = replace(
             plan.entries[0].decision,
-            cascade=structure.random(seed=i, dtype=torch.float32),
+            cascade=Cascade.random(structure, seed=i, dtype=torch.float32),
             bias_shift=torch.zeros(last.out_channels).double(),
             cost=Cost(
                 Timing(0.0123 * (i + 1), 0.01 * (i + 1), 0.02 * (i + 1)),
@@ -262,7 +262,7 @@ def test_kernels_that_reach_beyond_the_original_share_its_window(plan):
     module = nn.Sequential(nn.Conv2d(1, 1, 5, 2, bias=False))
     planned = convfactor.plan(module, images(channels=1), 0.999, objective="macs")
     structure = Structure((StageShape(1, 1, (3, 3), (2, 2)), StageShape(1, 1, (3, 3))), (-1, -1))
-    cascade = structure.random()
+    cascade = Cascade.random(structure)
     shown = replace(planned, entries=(taken(planned.entries[0], cascade),))
     page = Page(shown.to_html(model=module))
     start = "output channel 0, input channel 0, "

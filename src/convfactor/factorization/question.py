@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch import Tensor
 from convfactor.conv.geometry import ConvGeometry, Pair
 from convfactor.conv.moments import Moments
 from convfactor.conv.structure import Structure
+from convfactor.scalars import check_tolerance, is_count, is_real
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # No image is larger, nor does torch accept it.
@@ -129,19 +130,6 @@ def read_kernel(
     return kernel
 
 
-def check_tolerance(tolerance: float) -> None:
-    """Refuse a tolerance that is not a number above 0 and below 1.
-
-    Raises:
-        ValueError: It is not.
-    """
-    if not (_is_real(tolerance) and 0 < tolerance < 1):
-        raise ValueError(
-            "tolerance must be a positive number, a fraction below 1 (0.05 is 5 %), "
-            f"got {tolerance!r}"
-        )
-
-
 def check_question(question: Question, kernel: ConvGeometry) -> None:
     """Refuse a question that is none, or that does not fit the kernel.
 
@@ -190,13 +178,13 @@ def check_numbers(ridge: float, seed: int, time_limit: float) -> None:
         TypeError: ``seed`` is no int.
         ValueError: One is out of range.
     """
-    if not (_is_real(ridge) and ridge >= 0 and math.isfinite(ridge)):
+    if not (is_real(ridge) and ridge >= 0 and math.isfinite(ridge)):
         raise ValueError(f"ridge must be a number >= 0, got {ridge!r}")
     if not isinstance(seed, Integral) or isinstance(seed, bool):
         raise TypeError(f"seed must be an int, got {_type(seed)} {seed!r}")
     if not -(2**63) <= seed < 2**63:
         raise ValueError(f"seed must be an int of 64 bits, got {seed!r}")
-    if not (_is_real(time_limit) and time_limit > 0):
+    if not (is_real(time_limit) and time_limit > 0):
         raise ValueError(
             f"time_limit must be a number of seconds above 0, math.inf for none, got {time_limit!r}"
         )
@@ -249,16 +237,6 @@ def _check_structure(structure: Structure, kernel: ConvGeometry, solver: str) ->
 def size_name(kernel: ConvGeometry) -> str:
     """Name a kernel's size."""
     return "x".join(map(str, kernel.kernel_size))
-
-
-def is_count(value: object) -> bool:
-    """Whether a value is an int of at least 1, Python's or NumPy's."""
-    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
-
-
-def _is_real(value: object) -> bool:
-    """Whether a value is a number; to Python a bool is one."""
-    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _type(value: object) -> str:

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from convfactor.factorization.question import check_tolerance
+from convfactor.scalars import check_tolerance
 
 OBJECTIVES = ("latency", "macs")
 STRUCTURES = ("auto", "cascade")

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
 from convfactor.conv.structure import Structure
 from convfactor.factorization.factorization import Factorization
-from convfactor.factorization.question import check_tolerance
 from convfactor.plots.style import BLUE, GREY, VERMILION, styled
+from convfactor.scalars import check_tolerance
 
 FLOOR = 1e-17  # where an error of exactly 0 is drawn, on the logarithmic axis
 STEPS = range(1, 25)  # of labels above and below their points, each 8 typographic points
+
+Point: TypeAlias = tuple[float, float]  # cost and error
 
 
 @styled
@@ -44,6 +48,41 @@ def plot_frontier(
         TypeError: ``factorizations`` is something else, such as a single one.
         ValueError: There is none, the times do not match, or an argument is out of range.
     """
+    _check(factorizations, chosen, tolerance, times)
+    unit = 1.0 if times is None else 1e3
+    costs = [f.macs for f in factorizations] if times is None else [unit * t for t in times]
+    points = [(cost, max(f.error, FLOOR)) for cost, f in zip(costs, factorizations, strict=True)]
+    figure = Figure(figsize=(6.0, 3.8), layout="constrained")
+    axis = figure.subplots()
+    axis.set_yscale("log")
+    axis.grid(True, axis="y")
+    axis.set_axisbelow(True)
+    _draw_points(axis, points, chosen)
+    if tolerance is not None:
+        axis.axhline(tolerance, color=VERMILION, linestyle="--", label=f"tolerance {tolerance:g}")
+    if original is not None:
+        axis.axvline(unit * original, color="black", linestyle=":", label="original kernel")
+    errors = {error for _, error in points}
+    if len(errors) == 1 and tolerance in (None, *errors):
+        (error,) = errors  # one height alone has no scale
+        axis.set_ylim(error / 2, error * 2)
+    axis.margins(0.12)
+    axis.set_xlabel("multiplies per output pixel" if times is None else "time (ms)")
+    axis.set_ylabel("relative error")
+    figure.legend(loc="outside lower center", ncols=3)
+    if title is not None:
+        axis.set_title(title)
+    _write_labels(figure, points, [_label(f.structure) for f in factorizations])
+    return figure
+
+
+def _check(
+    factorizations: Sequence[Factorization],
+    chosen: int | None,
+    tolerance: float | None,
+    times: Sequence[float] | None,
+) -> None:
+    """Refuse what can't be drawn."""
     if not isinstance(factorizations, Sequence):
         raise TypeError(
             "factorizations must be a sequence of convfactor.Factorization, got "
@@ -68,14 +107,10 @@ def plot_frontier(
         )
     if tolerance is not None:
         check_tolerance(tolerance)
-    unit = 1.0 if times is None else 1e3
-    costs = [f.macs for f in factorizations] if times is None else [unit * t for t in times]
-    points = [(cost, max(f.error, FLOOR)) for cost, f in zip(costs, factorizations, strict=True)]
-    figure = Figure(figsize=(6.0, 3.8), layout="constrained")
-    axis = figure.subplots()
-    axis.set_yscale("log")
-    axis.grid(True, axis="y")
-    axis.set_axisbelow(True)
+
+
+def _draw_points(axis: Axes, points: Sequence[Point], chosen: int | None) -> None:
+    """The points on the frontier, joined, those beside it, and a mark on the chosen one."""
     best = _frontier(points)
     axis.plot(*zip(*best, strict=True), "o-", color=BLUE, label="best for cost")
     if others := [point for point in points if point not in best]:
@@ -87,36 +122,18 @@ def plot_frontier(
             *points[chosen], "D", markersize=13, markerfacecolor="none",
             markeredgecolor=VERMILION, markeredgewidth=1.8, label="chosen",
         )  # fmt: skip
-    if tolerance is not None:
-        axis.axhline(tolerance, color=VERMILION, linestyle="--", label=f"tolerance {tolerance:g}")
-    if original is not None:
-        axis.axvline(unit * original, color="black", linestyle=":", label="original kernel")
-    errors = {error for _, error in points}
-    if len(errors) == 1 and tolerance in (None, *errors):
-        (error,) = errors  # one height alone has no scale
-        axis.set_ylim(error / 2, error * 2)
-    axis.margins(0.12)
-    axis.set_xlabel("multiplies per output pixel" if times is None else "time (ms)")
-    axis.set_ylabel("relative error")
-    figure.legend(loc="outside lower center", ncols=3)
-    if title is not None:
-        axis.set_title(title)
-    _write_labels(figure, points, [_label(f.structure) for f in factorizations])
-    return figure
 
 
-def _frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+def _frontier(points: Sequence[Point]) -> list[Point]:
     """The points, by rising cost, whose error nothing cheaper matches."""
-    best: list[tuple[float, float]] = []
+    best: list[Point] = []
     for point in sorted(points):
         if not best or point[1] < best[-1][1]:
             best.append(point)
     return best
 
 
-def _write_labels(
-    figure: Figure, points: Sequence[tuple[float, float]], labels: Sequence[str]
-) -> None:
+def _write_labels(figure: Figure, points: Sequence[Point], labels: Sequence[str]) -> None:
     """Label the points towards the middle, higher or lower where a label or a point is near."""
     figure.draw_without_rendering()  # pixels are known once the layout is
     (axis,) = figure.axes

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from convfactor.conv.cascade import Cascade
@@ -13,9 +13,6 @@ from convfactor.conv.geometry import Pair
 from convfactor.factorization.factorization import Factorization
 from convfactor.plots.comparison import Array, Comparison, Kernel, as_array, largest_magnitude
 from convfactor.plots.style import SIGNED, styled
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 PANELS_PER_ROW = 6
 

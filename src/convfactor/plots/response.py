@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from convfactor.conv.cascade import Cascade
 from convfactor.conv.geometry import Pair
 from convfactor.factorization.factorization import Factorization
-from convfactor.plots.comparison import Comparison, Kernel, largest_magnitude
+from convfactor.plots.comparison import Array, Comparison, Kernel, largest_magnitude
 from convfactor.plots.style import MAGNITUDE, styled
 
 DECIBELS = 80.0
@@ -48,15 +48,10 @@ def plot_response(
     least = max(shown.target.shape)
     if size < least:
         raise ValueError(f"size must be at least the {least} taps of the kernels, got {size}")
-    panels = np.stack(
-        [
-            np.abs(np.fft.fftshift(np.fft.fft2(kernel, (size, size))))
-            for kernel in (shown.target, shown.composed, shown.composed - shown.target)
-        ]
-    )
+    kernels = (shown.target, shown.composed, shown.composed - shown.target)
+    panels = np.stack([_magnitudes(kernel, size) for kernel in kernels])
     if scale == "log":
-        ratio = panels / largest_magnitude(panels[0])
-        panels = 20 * np.log10(np.maximum(ratio, 10 ** (-DECIBELS / 20)))
+        panels = _decibels(panels)
         scales, label = [(slice(3), -DECIBELS, max(0.0, float(panels.max())))], "dB"
     else:
         halves = slice(2), slice(2, 3)
@@ -78,3 +73,15 @@ def plot_response(
     axes[1].set_xlabel("horizontal (cycles per pixel)")
     figure.suptitle(str(shown) if title is None else title)
     return figure
+
+
+def _magnitudes(kernel: Array, size: int) -> Array:
+    """Magnitudes (size, size) of a kernel's response, the lowest frequency in the middle."""
+    return np.abs(np.fft.fftshift(np.fft.fft2(kernel, (size, size))))
+
+
+def _decibels(panels: Array) -> Array:
+    """Magnitudes relative to the largest of the first panel, down to a floor."""
+    ratio = panels / largest_magnitude(panels[0])
+    levels: Array = 20 * np.log10(np.maximum(ratio, 10 ** (-DECIBELS / 20)))
+    return levels

@@ -13,7 +13,7 @@ from convfactor.wavelets.filters import Filters, biorthogonal, quarter_shift
 from convfactor.wavelets.levels import split
 from convfactor.wavelets.prepared import Settings, banks
 from convfactor.wavelets.transform import Transform, check_reference
-from convfactor.wavelets.tuning import random_image
+from convfactor.wavelets.tuning import keep_fastest, random_image
 
 
 class DTCWTForward(Transform):
@@ -113,7 +113,7 @@ class DTCWTForward(Transform):
         Args:
             shape: (N, C, H, W) of the images; device and dtype are the module's.
         """
-        return self._keep_fastest(random_image(shape, self.h0o))
+        return keep_fastest(self, random_image(shape, self.h0o))
 
     h0o: Tensor
 

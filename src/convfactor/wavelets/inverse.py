@@ -14,7 +14,7 @@ from convfactor.wavelets.filters import Filters, biorthogonal, quarter_shift
 from convfactor.wavelets.levels import merge
 from convfactor.wavelets.prepared import Settings, banks
 from convfactor.wavelets.transform import Transform, check_reference
-from convfactor.wavelets.tuning import random_coefficients
+from convfactor.wavelets.tuning import keep_fastest, random_coefficients
 
 
 class DTCWTInverse(Transform):
@@ -126,9 +126,8 @@ class DTCWTInverse(Transform):
         Raises:
             ValueError: If the shape or the levels are not positive.
         """
-        return self._keep_fastest(
-            random_coefficients(shape, levels, self.o_dim % 6, self.ri_dim % 6, self.g0o)
-        )
+        dims = self.o_dim % 6, self.ri_dim % 6
+        return keep_fastest(self, random_coefficients(shape, levels, *dims, self.g0o))
 
     g0o: Tensor
 

@@ -11,7 +11,6 @@ from convfactor.wavelets import checks
 from convfactor.wavelets.banks import Sizes
 from convfactor.wavelets.filters import Array, Filters, as_buffer
 from convfactor.wavelets.prepared import Settings, forget
-from convfactor.wavelets.tuning import fastest_sizes
 
 Module = TypeVar("Module", bound="Transform")
 
@@ -66,11 +65,6 @@ class Transform(nn.Module):
             for key, value in (("biort", self.biort), ("qshift", self.qshift))
         ]
         return ", ".join([*names, f"o_dim={self.o_dim}, ri_dim={self.ri_dim}, mode={self.mode!r}"])
-
-    def _keep_fastest(self, inputs: object) -> dict[Sizes, float]:
-        times = fastest_sizes(self, inputs)
-        self.retile(min(times, key=times.__getitem__))
-        return times
 
     def _filters(self) -> tuple[Tensor, ...]:
         return tuple([getattr(self, name) for name in self._names])

@@ -5,16 +5,13 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from convfactor.latency import compare
 from convfactor.wavelets.banks import Sizes
-
-if TYPE_CHECKING:
-    from convfactor.wavelets.transform import Transform
+from convfactor.wavelets.transform import Transform
 
 CHOICES = {
     "whole": (1, 48, 96, 192),
@@ -23,11 +20,11 @@ CHOICES = {
 }
 
 
-def fastest_sizes(module: Transform, inputs: object) -> dict[Sizes, float]:
-    """Time a transform in several sizes, one field after the other, without gradients.
+def keep_fastest(module: Transform, inputs: object) -> dict[Sizes, float]:
+    """Time a transform in several sizes, one field after the other, and keep the fastest.
 
     Args:
-        module: The transform, left as it is.
+        module: The transform; its filters are left as they are, and gradients are off.
         inputs: What it is called with.
 
     Returns:
@@ -44,6 +41,7 @@ def fastest_sizes(module: Transform, inputs: object) -> dict[Sizes, float]:
         found = {trial.sizes: timing.median for trial, timing in zip(trials, timings, strict=True)}
         times |= found
         best = min(found, key=found.__getitem__)
+    module.retile(min(times, key=times.__getitem__))
     return times
 
 

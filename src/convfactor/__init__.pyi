@@ -1,0 +1,22 @@
+"""Where the public names are, for type checkers and editors; see ``__init__.py``."""
+
+from convfactor import fx as fx
+from convfactor import plots as plots
+from convfactor import wavelets as wavelets
+from convfactor.conv.bounds import Bounds as Bounds
+from convfactor.conv.cascade import Cascade as Cascade
+from convfactor.conv.cascade import Stage as Stage
+from convfactor.conv.structure import StageShape as StageShape
+from convfactor.conv.structure import Structure as Structure
+from convfactor.conv.geometry import ConvGeometry as ConvGeometry
+from convfactor.conv.layer import CascadeConv2d as CascadeConv2d
+from convfactor.conv.moments import Moments as Moments
+from convfactor.errors import PlanMismatchError as PlanMismatchError
+from convfactor.errors import ToleranceError as ToleranceError
+from convfactor.factorization.factorize import factorize as factorize
+from convfactor.factorization.factorization import Factorization as Factorization
+from convfactor.planning.optimization import optimize as optimize
+from convfactor.planning.optimization import plan as plan
+from convfactor.plans.plan import Plan as Plan
+
+__version__: str

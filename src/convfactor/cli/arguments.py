@@ -1,0 +1,139 @@
+"""What the command line takes, and what is wrong with it whatever the model is."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+import convfactor
+from convfactor.plans.settings import OBJECTIVES, STRUCTURES, Settings
+
+ARCHIVE = ".npz"
+REPORTS = {
+    "html": "a page with pictures of the kernels",
+    "markdown": "the table for GitHub",
+    "csv": "the figures for other programs",
+    "json": "the whole record",
+}
+
+
+def parser() -> ArgumentParser:
+    """Describe the commands."""
+    described = ArgumentParser(
+        prog="convfactor",
+        description="Make trained PyTorch models faster: large convolution kernels become cascades "
+        "of 3x3 ones, within a tolerance and only where that is measured to be faster.",
+    )
+    described.add_argument("--version", action="version", version=convfactor.__version__)
+    commands = described.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    demo = commands.add_parser("demo", help="optimize a small super-resolution network")
+    demo.add_argument("--output", type=Path, default=Path("convfactor-demo"), metavar="FOLDER")
+    demo.add_argument("--tolerance", type=float, default=0.05)
+    optimize = commands.add_parser(
+        "optimize",
+        help="optimize a model of your own",
+        epilog="A run that was interrupted goes on when the same command is given again.",
+    )
+    _describe_model(optimize)
+    _describe_settings(optimize)
+    show = commands.add_parser("show", help="print the table of a saved plan")
+    show.add_argument("folder", type=Path, metavar="FOLDER")
+    for name, what in REPORTS.items():
+        show.add_argument(f"--{name}", type=Path, metavar="FILE", help=f"write {what} as well")
+    show.add_argument(
+        "--model", metavar="MODULE:FACTORY", help="the original, for its kernels on the page"
+    )
+    show.add_argument("--weights", type=Path, metavar="FILE", help="the original's weights")
+    return described
+
+
+def _describe_model(optimize: ArgumentParser) -> None:
+    """What is optimized, on what, and where the result goes."""
+    optimize.add_argument("model", metavar="MODULE:FACTORY", help="function that makes the model")
+    optimize.add_argument("--weights", type=Path, metavar="FILE", help=".safetensors, .pt or .pth")
+    optimize.add_argument(
+        "--input", type=_shape, action="append", required=True, metavar="1x3x224x224",
+        help="shape of an input; repeat it for several inputs",
+    )  # fmt: skip
+    optimize.add_argument(
+        "--calibration", metavar="FILE.npz|MODULE:FUNCTION",
+        help="arrays, each a batch as the model takes it, or a function that yields batches; "
+        "without it the error is that of the weights",
+    )  # fmt: skip
+    optimize.add_argument("--output", type=Path, required=True, metavar="FOLDER")
+    optimize.add_argument("--device", default="cpu", help="default: %(default)s")
+    optimize.add_argument(
+        "--dtype", choices=("float32", "float16", "bfloat16", "float64"), default="float32"
+    )
+
+
+def _describe_settings(optimize: ArgumentParser) -> None:
+    """What is asked of the plan."""
+    for name, kind in (("tolerance", float), ("min_kernel_size", int), ("min_speedup", float)):
+        optimize.add_argument(
+            f"--{name.replace('_', '-')}", type=kind, default=getattr(Settings, name),
+            help="default: %(default)s",
+        )  # fmt: skip
+    optimize.add_argument("--objective", choices=OBJECTIVES, default=Settings.objective)
+    optimize.add_argument("--structures", choices=STRUCTURES, default=Settings.structures)
+    optimize.add_argument("--seed", type=int, default=Settings.seed)
+    optimize.add_argument("--strict", action="store_true", help="fail where a layer misses it")
+
+
+def settings(options: Namespace) -> Settings:
+    """What is asked of the plan; where a command does not take it, the default.
+
+    Raises:
+        ValueError: A value is out of range.
+    """
+    names = [field.name for field in dataclasses.fields(Settings)]
+    return Settings(**{name: value for name, value in vars(options).items() if name in names})
+
+
+def check(options: Namespace) -> None:
+    """Refuse mistakes that can be told from the arguments alone.
+
+    Raises:
+        ValueError: An argument is out of range or of another form.
+        FileNotFoundError: A file does not exist.
+    """
+    settings(options)
+    given = {name: value for name, value in vars(options).items() if value is not None}
+    if "model" in given:
+        split("MODULE:FACTORY", options.model)
+    if "weights" in given and not options.weights.is_file():
+        raise FileNotFoundError(f"--weights must be a file, got {options.weights}")
+    if "calibration" in given:
+        if not options.calibration.endswith(ARCHIVE):
+            split("--calibration", options.calibration)
+        elif not Path(options.calibration).is_file():
+            raise FileNotFoundError(
+                f"--calibration must be a file or MODULE:FUNCTION, got {options.calibration}"
+            )
+    if "output" in given and options.output.is_file():
+        raise ValueError(f"--output must be a folder, {options.output} is a file")
+
+
+def split(what: str, text: str) -> tuple[str, str]:
+    """Read MODULE:NAME.
+
+    Raises:
+        ValueError: It has another form.
+    """
+    module, _, name = text.partition(":")
+    if not (module and name):
+        raise ValueError(f"{what} must be given as MODULE:NAME, got {text!r}")
+    return module, name
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    """Read a shape such as 1x3x224x224."""
+    try:
+        sizes = tuple(int(part) for part in text.split("x"))
+    except ValueError:
+        sizes = ()
+    if not sizes or min(sizes) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a shape such as 1x3x224x224")
+    return sizes

@@ -1,0 +1,82 @@
+"""What the commands do."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import warnings
+from argparse import Namespace
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_model
+
+import convfactor
+from convfactor.cli.arguments import REPORTS, settings
+from convfactor.cli.given import moved, read_calibration, read_device, read_model
+from convfactor.cli.messages import say
+from convfactor.plans.plan import Plan
+from convfactor.plans.storage import PLAN_FILE, WEIGHTS_FILE
+
+PARTIAL = "partial"
+
+
+def run(options: Namespace) -> None:
+    """Run the command that was given; results go to stdout, and to the files that it says."""
+    {"demo": _demo, "optimize": _optimize, "show": _show}[options.command](options)
+
+
+def _demo(options: Namespace) -> None:
+    """Run the demo."""
+    from convfactor.demo import run  # needs the extra packages of the demo
+
+    run.demo(options.output, options.tolerance)
+
+
+def _optimize(options: Namespace) -> None:
+    """Optimize a user's model and write everything about it."""
+    dtype: torch.dtype = getattr(torch, options.dtype)
+    device = read_device(options.device)
+    calibration = None if options.calibration is None else read_calibration(options.calibration)
+    model = read_model(options.model, options.weights).to(device, dtype)
+    generator = torch.Generator().manual_seed(options.seed)
+    inputs = tuple(torch.rand(s, generator=generator).to(device, dtype) for s in options.input)
+    output: Path = options.output
+    output.mkdir(parents=True, exist_ok=True)
+    fast, plan = convfactor.optimize(
+        model,
+        inputs,
+        **dataclasses.asdict(settings(options)),
+        calibration=None if calibration is None else [moved(b, device, dtype) for b in calibration],
+        strict=options.strict,
+        checkpoint=output / PARTIAL,
+    )
+    plan.save(output)
+    (output / "table.txt").write_text(f"{plan}\n", encoding="utf-8")
+    plan.to_html(output / "report.html", model)
+    save_model(fast, str(output / "model.safetensors"))
+    written = [PLAN_FILE, WEIGHTS_FILE, "table.txt", "report.html", "model.safetensors"]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.export.save(torch.export.export(fast.eval(), inputs), output / "model.pt2")
+        written.append("model.pt2")
+    except Exception as error:  # a model that torch can't export is still optimized
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        say(f"model.pt2 was not written: torch.export does not take this model ({reason})")
+    shutil.rmtree(output / PARTIAL, ignore_errors=True)
+    print(plan)
+    say(f"wrote {', '.join(written)} to {output}")
+
+
+def _show(options: Namespace) -> None:
+    """Print a saved plan, and write it in other forms."""
+    plan = Plan.load(options.folder)
+    print(plan)
+    model = None if options.model is None else read_model(options.model, options.weights)
+    for name in REPORTS:
+        path: Path | None = getattr(options, name)
+        if path is not None:
+            extra = {"model": model} if name == "html" else {}
+            getattr(plan, f"to_{name}")(path, **extra)
+            say(f"wrote {path}")
