@@ -555,6 +555,17 @@ def test_single_pixels_and_empty_batches_keep_the_originals_strides(
                     assert layer(y[0]).stride() == conv(y[0]).stride()
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
+@pytest.mark.parametrize("kernel", [(4, 5), (5, 4), (4, 4), (5, 5)])
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_padding_on_one_side_keeps_the_originals_strides(kernel, count) -> None:
+    conv = nn.Conv2d(2, 2, kernel, padding="same")
+    layer = CascadeConv2d.from_conv(conv, factorize(conv.weight, widths=(2,)))
+    x = torch.zeros(count, 2, 3, 10)
+    for y in (x, x.to(memory_format=torch.channels_last), x.mT.contiguous().mT):
+        assert layer(y).stride() == conv(y).stride()
+
+
 def test_refuses_what_does_not_fit() -> None:
     geometry = geometry_of(PLAIN)
     with pytest.raises(ValueError, match="maps 4 to 2 channels"):

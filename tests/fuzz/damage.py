@@ -25,7 +25,7 @@ from convfactor.conv.structure import StageShape, Structure
 from convfactor.errors import PlanMismatchError
 from convfactor.model.digests import digest
 from convfactor.plans import records
-from convfactor.plans.plan import PLAN_FILE, WEIGHTS_FILE
+from convfactor.plans.storage import PLAN_FILE, WEIGHTS_FILE
 
 SECONDS = 1.0
 NAMES = (

@@ -338,7 +338,7 @@ def test_a_layer_left_out_before_is_solved_when_selected(tmp_path, solved):
     arguments = {"checkpoint": tmp_path, **MACS}
     convfactor.plan(model, images(), 1e-3, select=lambda name, module: False, **arguments)
     assert not solved
-    assert convfactor.plan(model, images(), 1e-3, **arguments).replacements
+    assert convfactor.plan(model, images(), 1e-3, **arguments).replaced
 
 
 def broken() -> nn.Module:

@@ -333,7 +333,7 @@ SWAPPED = {
         ("entries.1.decision.cascade.weights", ["1", "0"], "must have the shapes"),
         ("entries.1.decision.cascade.weights.0", "7", "the tensor '7' is missing"),
         ("entries.1.decision.cascade.weights.0", None, "the tensor None is missing"),
-        ("entries.1.decision.cascade", [], "must be|list"),
+        ("entries.1.decision.cascade", [], r"@ \$\.entries\.decision\.cascade"),
         ("entries.1.decision.bias_shift", "9", "the tensor '9' is missing"),
         ("entries.1.decision.memory_format", "as liked", "as liked"),
         ("entries.1.decision.error", -0.5, "errors and bounds must be >= 0"),

@@ -93,6 +93,7 @@ def as_original(
     output_format: torch.memory_format | None,
     lone: bool,
     kept: bool,
+    uneven: bool,
 ) -> Tensor:
     """Give the output of a cascade the strides and the dimensions that the original's would have.
 
@@ -103,6 +104,7 @@ def as_original(
         output_format: Format of the original's weight; None for contiguous.
         lone: Whether every one of several groups has a single output channel.
         kept: Whether the stages are known to pass on the format of images that are not empty.
+        uneven: Whether torch pads by itself before it convolves, with zeros on one side only.
     """
     if kept and x.numel():
         return x
@@ -112,6 +114,8 @@ def as_original(
     if output_format is None and is_channels_last(reference):
         output_format = torch.channels_last
     if not x.numel():
+        if uneven:
+            reference = torch.empty_like(reference, memory_format=torch.contiguous_format)
         # torch multiplies an empty batch by a number and views it in the shape of the output.
         x = x.as_strided(x.shape, (reference * 1).view(x.shape).stride())
     elif output_format == torch.channels_last:

@@ -244,7 +244,13 @@ class CascadeConv2d(nn.Module):
             x = stage(x)
         x = last(x) if bias is None else _biased(last, x, bias)
         return formats.as_original(
-            x, input, self.memory_format, self.output_format, self._lone, self._keeps_format
+            x,
+            input,
+            self.memory_format,
+            self.output_format,
+            self._lone,
+            self._keeps_format,
+            self.padding_mode == "zeros" and len(self.padding) == 4,
         )
 
     def __prepare_scriptable__(self) -> nn.Module:

@@ -7,6 +7,7 @@ import json
 import math
 import reprlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, TypeVar, get_args, get_origin
 
 import cattrs
@@ -47,6 +48,14 @@ def write(plan: Decisions) -> tuple[str, dict[str, Tensor], str]:
             f"{len(plan.entries)} entries; plan fewer layers at a time, with select"
         )
     return text, tensors, sha256
+
+
+@dataclass(frozen=True)
+class _CascadeRecord:
+    """A cascade as it is written."""
+
+    structure: Structure
+    weights: tuple[Tensor, ...]
 
 
 P = TypeVar("P", bound=Decisions)
@@ -139,21 +148,18 @@ def _converter(tensors: dict[str, Tensor]) -> cattrs.Converter:
         return name
 
     def read_tensor(name: Any, _: Any) -> Tensor:
-        if name not in tensors:
+        if not isinstance(name, str) or name not in tensors:
             raise ValueError(f"the tensor {reprlib.repr(name)} is missing")
         return tensors.pop(name)
 
-    def write_cascade(cascade: Cascade) -> dict[str, Any]:
-        return {
-            "structure": converter.unstructure(cascade.structure),
-            "weights": [write_tensor(stage.weight) for stage in cascade.stages],
-        }
+    def write_cascade(cascade: Cascade) -> Any:
+        weights = tuple(stage.weight for stage in cascade.stages)
+        return converter.unstructure(_CascadeRecord(cascade.structure, weights))
 
     def read_cascade(value: Any, _: Any) -> Cascade:
-        structure = converter.structure(value["structure"], Structure)
-        weights = converter.structure(value["weights"], tuple[Tensor, ...])
-        check_weights(structure, weights)
-        return Cascade.of(structure, weights)
+        found = converter.structure(value, _CascadeRecord)
+        check_weights(found.structure, found.weights)
+        return Cascade.of(found.structure, found.weights)
 
     converter.register_structure_hook_func(is_tuple, read_tuple)
     for simple in (bool, int, str):

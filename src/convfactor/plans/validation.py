@@ -13,6 +13,7 @@ from convfactor.conv.geometry import ConvGeometry
 from convfactor.conv.structure import Structure
 from convfactor.latency import Timing
 from convfactor.model.sites import Subject
+from convfactor.plans.circumstances import HeldOut
 from convfactor.plans.decisions import Decision, Decisions, Entry, Replaced, Swapped
 
 DTYPES = ("float64", "float32", "float16", "bfloat16")
@@ -30,6 +31,10 @@ def check_plan(plan: Decisions) -> None:
         ValueError: One is out of range, or does not fit the others.
     """
     _demand(plan.environment.threads >= 1, "environment", "threads must be >= 1")
+    if isinstance(plan.calibration, HeldOut):
+        counts = _are_counts((plan.calibration.fit, plan.calibration.held_out))
+        _demand(counts, "calibration", "numbers of batches must be >= 1")
+        _demand(is_sha256(plan.calibration.sha256), "calibration", "sha256 must be a digest")
     if plan.whole is not None:
         _demand(_are_errors(plan.whole.errors), "whole", "errors must be >= 0")
         _check_timings("whole", plan.whole.before, plan.whole.after)
@@ -47,6 +52,7 @@ def check_weights(structure: Structure, weights: Sequence[Tensor]) -> None:
     Raises:
         ValueError: There are more or fewer, or a shape is another one.
     """
+    _check_structure("cascade", structure)
     found = [tuple(weight.shape) for weight in weights]
     wanted = [stage.weight_shape for stage in structure.stages]
     _demand(found == wanted, "weights", f"must have the shapes {wanted}, got {found}")
