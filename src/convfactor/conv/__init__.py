@@ -1,1 +1,1 @@
-"""One convolution and the cascade in its place: algebra, layers, moments, errors."""
+"""One convolution and the cascade in its place: algebra, layer, moments, errors. Private: names may move."""

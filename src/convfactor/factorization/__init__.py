@@ -1,1 +1,1 @@
-"""Factorize one kernel."""
+"""Factorize one kernel. Private: names may move."""

@@ -1,1 +1,1 @@
-"""Decide for the layers of a model."""
+"""Decide for the layers of a model. Private: names may move."""

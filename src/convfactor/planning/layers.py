@@ -4,26 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
-import torch
-from torch import Tensor
-
-from convfactor.conv.accuracy import OutputErrors, layer_errors
-from convfactor.conv.calls import convolution
-from convfactor.conv.cascade import Cascade
 from convfactor.conv.geometry import ConvGeometry, Pair
-from convfactor.conv.layer import CascadeConv2d
 from convfactor.conv.structure import Structure
 from convfactor.factorization.budget import Budget
-from convfactor.factorization.factorization import Factorization
 from convfactor.factorization.factorizer import Factorizer, Report
 from convfactor.factorization.families import Family, families, separable_pair
 from convfactor.factorization.search import Ladder
-from convfactor.factorization.solvers.request import Effort
 from convfactor.latency import Clock, compare
 from convfactor.model.reasons import Reason
 from convfactor.model.sites import Site
+from convfactor.planning.bench import Bench, Trial
 from convfactor.planning.calibration import SiteData
 from convfactor.planning.pricing import Multiplies, Price, Pricing, Stopwatch
 from convfactor.plans.decisions import Decision, Kept, Replaced, Tried
@@ -250,61 +242,6 @@ class Layer:
     def _pixels(self, structure: Structure) -> Structure:
         """A structure on the kernel's own grid, in input pixels."""
         return structure.dilated(self.site.geometry.dilation)
-
-
-@dataclass(frozen=True, eq=False)
-class Trial:
-    """A solved structure and its error on data that the fit did not see."""
-
-    factorization: Factorization
-    errors: OutputErrors | None
-
-    @property
-    def cascade(self) -> Cascade:
-        """The cascade, its taps on the kernel's own grid."""
-        return self.factorization.cascade
-
-    @property
-    def structure(self) -> Structure:
-        """The cascade without its weights, on the same grid."""
-        return self.cascade.structure
-
-    @property
-    def exact(self) -> bool:
-        """Whether only rounding is left."""
-        return self.factorization.exact
-
-    @property
-    def error(self) -> float:
-        """What the tolerance bounds."""
-        return self.factorization.error if self.errors is None else self.errors.pooled
-
-
-class Bench:
-    """Solves structures for one site and measures them on its held-out inputs."""
-
-    def __init__(
-        self, factorizer: Factorizer, site: Site, held_out: Sequence[Sequence[Tensor]]
-    ) -> None:
-        """Run the original on its held-out inputs, so that it is there to compare with."""
-        self._factorizer = factorizer
-        self._site = site
-        with torch.no_grad():
-            self._pairs = [
-                (x, convolution(x, site.weight, site.bias, site.geometry))
-                for batch in held_out
-                for x in batch
-            ]
-
-    def solve(self, structure: Structure, effort: Effort, starts: Sequence[Cascade]) -> Trial:
-        """Solve, round to the layer's dtype, and measure on full outputs."""
-        factorization = self._factorizer.attempt(structure, effort, starts)
-        if not self._pairs:
-            return Trial(factorization, None)
-        site, geometry = self._site, self._site.geometry
-        pixels = replace(factorization, cascade=factorization.cascade.dilated(geometry.dilation))
-        layer = CascadeConv2d.from_weight(site.weight, site.bias, pixels, geometry)
-        return Trial(factorization, layer_errors(layer, self._pairs, geometry))
 
 
 def _candidates(kernel: ConvGeometry, settings: Settings) -> list[Family]:

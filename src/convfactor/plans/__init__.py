@@ -1,1 +1,1 @@
-"""Decisions as data, their files and their views."""
+"""Decisions as data, their files and their views. Private: names may move."""
