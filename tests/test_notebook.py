@@ -16,8 +16,6 @@ for name in ("ipykernel", "matplotlib", "skimage", "pytorch_wavelets"):
     if importlib.util.find_spec(name) is None:
         pytest.skip(f"{name} is not installed", allow_module_level=True)
 
-# Executing it takes long: once is enough where several processes run the tests.
-pytestmark = pytest.mark.xdist_group("notebook")
 PATH = Path(__file__).parent.parent / "examples" / "filter_factorization.ipynb"
 ABSOLUTE = re.compile(r"(?<![\w./:])/(home|root|tmp|usr|opt|var|mnt|work|Users)/|[A-Z]:\\")
 

@@ -30,7 +30,7 @@ class Net(Functional):
 def pair():
     model = Net().eval()
     fast, plan = convfactor.optimize(model, images(), 1e-3, objective="macs", structures="cascade")
-    assert plan.replacements
+    assert plan.replaced
     return model, fast
 
 
