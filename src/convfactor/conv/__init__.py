@@ -1,1 +1,1 @@
-"""One convolution and the cascade in its place: algebra, layer, moments, errors. Private: names may move."""
+"""One convolution and the cascade in its place. Private: names may move."""

@@ -1,1 +1,1 @@
-"""A model: what it calls, and what stands in its place; no decision is taken here. Private: names may move."""
+"""A model: what it calls, and what stands in its place. Private: names may move."""
