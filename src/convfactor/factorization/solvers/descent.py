@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -36,13 +38,21 @@ class Descent:
             reduction.covariance, layout.channels[0], reduction.window, flat.device
         )
         self.flat = torch.where(flat.isfinite().all(1, keepdim=True), flat, 0.0)
-        self.loss, self._gradient, point = self._evaluate(self.flat)
-        self._inverse = Preconditioner(point, self._spectrum)
+        self.loss, self._gradient, self._first = self._evaluate(self.flat)
         self._iteration = 0
         self._pairs: list[tuple[Tensor, Tensor, Tensor]] = []
         self._scale = flat.new_full((len(flat), 1), 0.5)
         self._length = flat.new_ones(len(flat), 1)
-        self._direction = self._turn()
+
+    @functools.cached_property
+    def _inverse(self) -> Preconditioner:
+        """The first preconditioner; it costs as much as many steps, and none may be left."""
+        return Preconditioner(self._first, self._spectrum)
+
+    @functools.cached_property
+    def _direction(self) -> Tensor:
+        """The first direction."""
+        return self._turn()
 
     def keep(self, rows: Tensor) -> None:
         """Go on with these rows of the batch only."""
