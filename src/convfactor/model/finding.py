@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -131,23 +131,10 @@ class _Finder(Watcher[Candidate]):
         if module in self.transforms:
             self.transforms[module].record(args, kwargs)
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        if not is_about(func):
-            call = self.functional(func, args, kwargs or {})
-            weight = None if call is None or self.site_of(call) is None else call.weight
-            self._note_use(v for v in tree_leaves((args, kwargs)) if v is not weight)
-        return super().__torch_function__(func, types, args, kwargs)
-
-    def _note_use(self, values: Iterable[Any]) -> None:
-        """Note that the module whose forward runs reads some tensors."""
-        for value in values:
-            if id(value) in self._tensors:
+    def _note(self, func: Callable[..., Any], arguments: object, weight: Tensor | None) -> None:
+        """Note which tensors the module whose forward runs reads, but for the weights of sites."""
+        for value in () if is_about(func) else tree_leaves(arguments):
+            if id(value) in self._tensors and value is not weight:
                 self._users.setdefault(id(value), set()).add(self.inside)
 
     def site_of(self, call: ConvCall) -> Candidate | None:

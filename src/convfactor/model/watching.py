@@ -133,6 +133,10 @@ class Watcher(TorchFunctionMode, Generic[W]):
         kwargs = kwargs or {}
         call = self.functional(func, args, kwargs)
         site = None if call is None else self.site_of(call)
+        self._note(func, (args, kwargs), None if call is None or site is None else call.weight)
         if call is not None and site is not None:
             self._on_call(site, call.input)
         return func(*args, **kwargs)
+
+    def _note(self, func: Callable[..., Any], arguments: object, weight: Tensor | None) -> None:
+        """Look at what any function is given; the weight of a site is said apart."""

@@ -175,20 +175,12 @@ def _form(inputs: ModelInputs) -> tuple[object, ...]:
     return (arguments, *(tensor.shape for tensor in inputs.tensors))
 
 
-def _failure(model: nn.Module, inputs: ModelInputs) -> Exception | None:
-    """What a model raises on its inputs."""
+def _try(model: nn.Module, inputs: ModelInputs, wanted: str) -> None:
+    """Run a model once, so that what does not fit is refused before any long work."""
     try:
         with quiet(model):
             inputs.run(model)
-    except Exception as error:
-        return error
-    return None
-
-
-def _try(model: nn.Module, inputs: ModelInputs, wanted: str) -> None:
-    """Run a model once, so that what does not fit is refused before any long work."""
-    error = _failure(model, inputs)
-    if error is not None:
+    except Exception as error:  # whatever a user's forward raises
         shapes = ", ".join(f"{tuple(t.shape)} {t.dtype}" for t in inputs.tensors)
         raise ValueError(f"{wanted}, but it raised on {shapes}: {told(error)}") from error
 

@@ -77,10 +77,10 @@ def make_plan(
             decision = known[one]
         elif isinstance(one, TransformSite):
             decision = transforms.decide(one, settings, device, clock)
-        elif batches is not None and layers[one].ladders and one not in data:
-            decision = UNREACHED
         else:
-            decision = layers[one].decide(data.pop(one, None), report)
+            layer = layers[one]
+            reached = batches is None or not layer.ladders or layer.site in data
+            decision = layer.decide(data.pop(layer.site, None), report) if reached else UNREACHED
         plan = plan.extended(Entry(one.subject, decision))
         if checkpoint is not None:
             plan.save(checkpoint)
@@ -118,13 +118,13 @@ def _calibrated(
     batches: Split | None,
     seed: int,
     progress: Progress,
-) -> dict[Found, SiteData]:
+) -> dict[Site, SiteData]:
     """Run the calibration data through the model for the sites that are worth it."""
     worth = [layer for layer in layers.values() if layer.ladders]
     if batches is None or not worth:
         return {}
     task = progress.add_task("calibrating", total=len(batches.fit), detail="")
-    data = calibration.collect(
+    return calibration.collect(
         model,
         [layer.site for layer in worth],
         [layer.margin for layer in worth],
@@ -132,7 +132,6 @@ def _calibrated(
         seed,
         lambda done: progress.update(task, completed=done),
     )
-    return dict(data.items())
 
 
 def _check_weights(found: Sequence[Found]) -> None:

@@ -38,7 +38,7 @@ class Descent:
             reduction.covariance, layout.channels[0], reduction.window, flat.device
         )
         self.flat = torch.where(flat.isfinite().all(1, keepdim=True), flat, 0.0)
-        self.loss, self._gradient, self._first = self._evaluate(self.flat)
+        self.loss, self._gradient, _ = self._evaluate(self.flat)
         self._iteration = 0
         self._pairs: list[tuple[Tensor, Tensor, Tensor]] = []
         self._scale = flat.new_full((len(flat), 1), 0.5)
@@ -47,7 +47,7 @@ class Descent:
     @functools.cached_property
     def _inverse(self) -> Preconditioner:
         """The first preconditioner; it costs as much as many steps, and none may be left."""
-        return Preconditioner(self._first, self._spectrum)
+        return Preconditioner(Composition(self._layout, self.flat), self._spectrum)
 
     @functools.cached_property
     def _direction(self) -> Tensor:
