@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from convfactor.conv.structure import Structure
 from convfactor.factorization.factorization import Factorization
 from convfactor.factorization.factorizer import Factorizer
 from convfactor.factorization.families import families, full
@@ -19,8 +20,8 @@ OUT_OF_REACH = 2.0
 def cheapest(factorizer: Factorizer, tolerance: float) -> Factorization:
     """The cascade of fewest multiplies that meets the tolerance, or the best cheaper one."""
     macs, budget = factorizer.kernel.macs, factorizer.budget
-    best: Ladder[Factorization] | None = None
-    missed: list[tuple[Factorization, Ladder[Factorization]]] = []
+    best: Ladder[Structure, Factorization] | None = None
+    missed: list[tuple[Factorization, Ladder[Structure, Factorization]]] = []
     for family in families(factorizer.kernel):
         rungs = [s for s in family.ladder(macs) if factorizer.fits(s)]
         if not rungs:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from typing import Generic, Protocol, TypeVar
 
 from convfactor.conv.cascade import Cascade
-from convfactor.conv.structure import Structure
 from convfactor.factorization.budget import Budget
 from convfactor.factorization.solvers.request import Effort
 
@@ -31,11 +30,24 @@ class Attempt(Protocol):
         """Whether only rounding is left, so that no wider structure is better."""
 
 
+class Rung(Protocol):
+    """What is solved, as far as a search needs it: a structure, or one with its equal in pixels."""
+
+    @property
+    def macs(self) -> int:
+        """Multiplies, which tell how wide it is."""
+
+    @property
+    def is_chain(self) -> bool:
+        """Whether every stage keeps its channels apart."""
+
+
 A = TypeVar("A", bound=Attempt)
-Solve = Callable[[Structure, Effort, Sequence[Cascade]], A]
+R = TypeVar("R", bound=Rung)
+Solve = Callable[[R, Effort, Sequence[Cascade]], A]
 
 
-class Ladder(Generic[A]):
+class Ladder(Generic[R, A]):
     """Structures of one family, cheapest first, and what is known of them.
 
     The error falls as a structure widens, so a bisection with draft solves finds the rung, and full
@@ -44,8 +56,8 @@ class Ladder(Generic[A]):
 
     def __init__(
         self,
-        rungs: Sequence[Structure],
-        solve: Solve[A],
+        rungs: Sequence[R],
+        solve: Solve[R, A],
         tolerance: float,
         budget: Budget | None = None,
     ) -> None:
@@ -85,7 +97,7 @@ class Ladder(Generic[A]):
         self._found = self._narrowest(self._tolerance, DRAFT_SLACK, low)
         return None if self._found is None else self._best(self._found)
 
-    def widen(self, affordable: Callable[[Structure], bool]) -> bool:
+    def widen(self, affordable: Callable[[R], bool]) -> bool:
         """Move from the rung that ``cheapest`` found to the widest affordable one, if it is wider.
 
         Args:

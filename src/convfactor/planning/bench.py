@@ -11,6 +11,7 @@ from torch import Tensor
 from convfactor.conv.accuracy import OutputErrors, layer_errors
 from convfactor.conv.calls import convolution
 from convfactor.conv.cascade import Cascade
+from convfactor.conv.geometry import ConvGeometry
 from convfactor.conv.layer import CascadeConv2d
 from convfactor.conv.structure import Structure
 from convfactor.factorization.factorization import Factorization
@@ -19,22 +20,46 @@ from convfactor.factorization.solvers.request import Effort
 from convfactor.model.sites import Site
 
 
+@dataclass(frozen=True)
+class Candidate:
+    """One structure in both its frames.
+
+    Attributes:
+        taps: On the kernel's own taps, where it is solved.
+        pixels: On the pixels of the input, where it is priced, kept and run.
+    """
+
+    taps: Structure
+    pixels: Structure
+
+    @classmethod
+    def of(cls, taps: Structure, kernel: ConvGeometry) -> Candidate:
+        """Lay a structure for a kernel out on pixels."""
+        return cls(taps, taps.dilated(kernel.dilation))
+
+    @property
+    def macs(self) -> int:
+        """Multiplies per output pixel, in either frame."""
+        return self.taps.macs
+
+    @property
+    def is_chain(self) -> bool:
+        """Whether every stage keeps its channels apart."""
+        return self.taps.is_chain
+
+
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """A solved structure and its error on data that the fit did not see."""
+    """A solved candidate and its error on data that the fit did not see."""
 
+    candidate: Candidate
     factorization: Factorization
     errors: OutputErrors | None
 
     @property
     def cascade(self) -> Cascade:
-        """The cascade, its taps on the kernel's own grid."""
+        """The cascade on the kernel's own taps, for later solves to start from."""
         return self.factorization.cascade
-
-    @property
-    def structure(self) -> Structure:
-        """The cascade without its weights, on the same grid."""
-        return self.cascade.structure
 
     @property
     def exact(self) -> bool:
@@ -63,12 +88,12 @@ class Bench:
                 for x in batch
             ]
 
-    def solve(self, structure: Structure, effort: Effort, starts: Sequence[Cascade]) -> Trial:
+    def solve(self, candidate: Candidate, effort: Effort, starts: Sequence[Cascade]) -> Trial:
         """Solve, round to the layer's dtype, and measure on full outputs."""
-        factorization = self._factorizer.attempt(structure, effort, starts)
+        factorization = self._factorizer.attempt(candidate.taps, effort, starts)
         if not self._pairs:
-            return Trial(factorization, None)
+            return Trial(candidate, factorization, None)
         site, geometry = self._site, self._site.geometry
         pixels = replace(factorization, cascade=factorization.cascade.dilated(geometry.dilation))
         layer = CascadeConv2d.from_weight(site.weight, site.bias, pixels, geometry)
-        return Trial(factorization, layer_errors(layer, self._pairs, geometry))
+        return Trial(candidate, factorization, layer_errors(layer, self._pairs, geometry))

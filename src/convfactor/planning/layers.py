@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from convfactor.conv.geometry import ConvGeometry, Pair
-from convfactor.conv.structure import Structure
 from convfactor.factorization.budget import Budget
 from convfactor.factorization.factorizer import Factorizer, Report
 from convfactor.factorization.families import Family, families, separable_pair
@@ -15,7 +14,7 @@ from convfactor.factorization.search import Ladder
 from convfactor.latency import Clock, compare
 from convfactor.model.reasons import Reason
 from convfactor.model.sites import Site
-from convfactor.planning.bench import Bench, Trial
+from convfactor.planning.bench import Bench, Candidate, Trial
 from convfactor.planning.calibration import SiteData
 from convfactor.planning.pricing import Multiplies, Price, Pricing, Stopwatch
 from convfactor.plans.decisions import Decision, Kept, Replaced, Tried
@@ -37,22 +36,19 @@ SHRINKAGE = 1e-3
 class Layer:
     """A site with the structures that are cheap enough for it.
 
-    Structures have their taps on the kernel's own grid where they are solved, and in input pixels
-    where they are priced, kept and run.
-
     Attributes:
         site: The convolution.
         settings: What was asked for.
         pricing: Says what a structure costs.
-        ladders: Affordable structures, family by family.
-        cheapest: The cheapest that was priced, in pixels.
+        ladders: Affordable candidates, family by family.
+        cheapest: The cheapest that was priced.
     """
 
     site: Site
     settings: Settings
     pricing: Pricing
-    ladders: list[list[Structure]] = field(default_factory=list)
-    cheapest: tuple[Structure, Price] | None = None
+    ladders: list[list[Candidate]] = field(default_factory=list)
+    cheapest: tuple[Candidate, Price] | None = None
 
     @classmethod
     def price(
@@ -75,7 +71,8 @@ class Layer:
             multiple = WIDTH_MULTIPLE
         layer = cls(site, settings, pricing)
         for family in _candidates(geometry, settings):
-            rungs = layer._affordable(family.ladder(geometry.macs, multiple), layer.bar)
+            ladder = family.ladder(geometry.macs, multiple)
+            rungs = layer._affordable([Candidate.of(s, geometry) for s in ladder], layer.bar)
             if rungs:
                 layer.ladders.append(rungs)
         return layer
@@ -90,7 +87,7 @@ class Layer:
         """Taps around the kernel that the moments need, where they can be afforded."""
         kernel = self.site.geometry
         factorizer = Factorizer(self.site.weight, kernel)
-        margins = [factorizer.margin(rungs[0]) for rungs in self.ladders]
+        margins = [factorizer.margin(rungs[0].taps) for rungs in self.ladders]
         rows, cols = max(m[0] for m in margins), max(m[1] for m in margins)
         height, width = kernel.kernel_size
         per_group = kernel.in_channels // kernel.groups
@@ -120,37 +117,38 @@ class Layer:
             budget=Budget(LAYER_SECONDS),
         )
         bench = Bench(factorizer, self.site, [] if data is None else data.held_out)
-        found: list[Ladder[Trial]] = []
+        found: list[Ladder[Candidate, Trial]] = []
         fastest = math.inf
         missed: list[Trial] = []
         for affordable in self.ladders:
             limit = min(self.bar, fastest * CLEARLY_FASTER)
-            rungs = self._affordable([s for s in affordable if factorizer.fits(s)], limit)
+            solvable = [one for one in affordable if factorizer.fits(one.taps)]
+            rungs = self._affordable(solvable, limit)
             ladder = Ladder(rungs, bench.solve, self.settings.tolerance, factorizer.budget)
             trial = ladder.cheapest()
             if trial is not None:
                 found.append(ladder)
-                fastest = min(fastest, self._quick(trial.structure).relative)
+                fastest = min(fastest, self._quick(trial.candidate).relative)
             elif ladder.nearest is not None:
                 missed.append(ladder.nearest)
         if found:
             return self._best(found)
         return self._missed(factorizer, missed)
 
-    def _best(self, found: Sequence[Ladder[Trial]]) -> Decision:
+    def _best(self, found: Sequence[Ladder[Candidate, Trial]]) -> Decision:
         """Take the cheapest of several, as wide as costs next to nothing."""
-        priced = [(self._careful(ladder.best.structure), ladder) for ladder in found]
+        priced = [(self._careful(ladder.best.candidate), ladder) for ladder in found]
         price, ladder = min(priced, key=lambda one: one[0].relative)
-        quick = self._quick(ladder.best.structure).relative
+        quick = self._quick(ladder.best.candidate).relative
         limit = min(self.bar - NEARLY_FREE, quick + NEARLY_FREE)
-        wider = ladder.widen(lambda s: self._quick(s).relative <= limit)
+        wider = ladder.widen(lambda one: self._quick(one).relative <= limit)
         trial = ladder.finished()
         if wider:
-            price = self._careful(trial.structure)
+            price = self._careful(trial.candidate)
         if price.relative <= self.bar:
             return self._replaced(trial, price)
-        text = f"{trial.structure} meets the tolerance, but {price.cost}, timed carefully"
-        tried = Tried(self._pixels(trial.structure), price.cost)
+        text = f"{trial.candidate.taps} meets the tolerance, but {price.cost}, timed carefully"
+        tried = Tried(trial.candidate.pixels, price.cost)
         return Kept(Reason("speed", f"{price.cost}", text), tried)
 
     def _replaced(self, trial: Trial, price: Price) -> Replaced:
@@ -170,7 +168,7 @@ class Layer:
     def _missed(self, factorizer: Factorizer, missed: Sequence[Trial]) -> Kept:
         """Say what came closest to the tolerance."""
         if not missed:
-            large = (factorizer.too_large(rungs[0]) for rungs in self.ladders)
+            large = (factorizer.too_large(rungs[0].taps) for rungs in self.ladders)
             reason = next(filter(None, large), "")
             if not reason:
                 return self._too_slow()
@@ -179,13 +177,13 @@ class Layer:
         nearest = min(missed, key=lambda trial: trial.error)
         cheap = "fast" if self.settings.objective == "latency" else "cheap"
         text = (
-            f"tolerance: {nearest.structure}, the closest of those {cheap} enough, has an error of "
-            f"{nearest.error:.2%}"
+            f"tolerance: {nearest.candidate.taps}, the closest of those {cheap} enough, "
+            f"has an error of {nearest.error:.2%}"
         )
         if factorizer.budget.cut_short:
             text += f" ({LAYER_SECONDS:g} s cut the search short)"
-        pixels, cost = self._pixels(nearest.structure), self._quick(nearest.structure).cost
-        tried = Tried(pixels, cost, nearest.error, nearest.errors)
+        cost = self._quick(nearest.candidate).cost
+        tried = Tried(nearest.candidate.pixels, cost, nearest.error, nearest.errors)
         return Kept(Reason("tolerance", "tolerance", text), tried)
 
     def _too_slow(self) -> Kept:
@@ -195,8 +193,8 @@ class Layer:
             return Kept(Reason("speed", "kernel not larger than its stride", text), self._tried)
         if self.cheapest is None:
             return Kept(Reason.brief("speed", "no cascade has fewer multiplies"))
-        structure, price = self.cheapest
-        text = f"no structure is faster: the fastest tried, {structure}, {price.cost}"
+        candidate, price = self.cheapest
+        text = f"no structure is faster: the fastest tried, {candidate.pixels}, {price.cost}"
         return Kept(Reason("speed", "no structure is faster", text), self._tried)
 
     @property
@@ -204,10 +202,10 @@ class Layer:
         """The cheapest structure, which was not solved."""
         if self.cheapest is None:
             return None
-        structure, price = self.cheapest
-        return Tried(structure, price.cost)
+        candidate, price = self.cheapest
+        return Tried(candidate.pixels, price.cost)
 
-    def _affordable(self, rungs: Sequence[Structure], limit: float) -> list[Structure]:
+    def _affordable(self, rungs: Sequence[Candidate], limit: float) -> list[Candidate]:
         """The rungs up to the widest whose price is within a limit.
 
         Where the price would reach the limit, if it grew with the multiplies, is tried next. One
@@ -217,31 +215,27 @@ class Layer:
         rung = 0 if rungs and rungs[0].is_chain else high - 1
         steps = 0
         while low < high:
-            structure, price = self._pixels(rungs[rung]), self._quick(rungs[rung])
+            candidate, price = rungs[rung], self._quick(rungs[rung])
             if self.cheapest is None or price.relative < self.cheapest[1].relative:
-                self.cheapest = structure, price
+                self.cheapest = candidate, price
             if price.relative <= limit:
                 low = rung + 1
             else:
                 high = rung
-            wanted = structure.macs * limit / price.relative
+            wanted = candidate.macs * limit / price.relative
             rung = max((i for i in range(low, high) if rungs[i].macs <= wanted), default=low)
             steps += 1
             if steps > 3:
                 rung = (low + high) // 2
         return list(rungs[:low])
 
-    def _quick(self, structure: Structure) -> Price:
+    def _quick(self, candidate: Candidate) -> Price:
         """A price good enough to search with."""
-        return self.pricing.quick(self._pixels(structure))
+        return self.pricing.quick(candidate.pixels)
 
-    def _careful(self, structure: Structure) -> Price:
+    def _careful(self, candidate: Candidate) -> Price:
         """A price to decide on."""
-        return self.pricing.careful(self._pixels(structure))
-
-    def _pixels(self, structure: Structure) -> Structure:
-        """A structure on the kernel's own grid, in input pixels."""
-        return structure.dilated(self.site.geometry.dilation)
+        return self.pricing.careful(candidate.pixels)
 
 
 def _candidates(kernel: ConvGeometry, settings: Settings) -> list[Family]:
