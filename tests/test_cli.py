@@ -45,6 +45,13 @@ def string():
 def breaks():
     raise KeyError("no such thing")
 
+def pair():
+    return nn.Sequential(conv(), nn.ReLU(), conv(seed=2))
+
+def score(model):
+    with torch.no_grad():
+        return -float(sum(model(x).square().mean() for x in batches(2)))
+
 number = 3
 """
 
@@ -76,6 +83,35 @@ def optimize(model: str = "mine:net", *more: str) -> int:
 @pytest.fixture
 def state():
     return {"0.weight": conv().weight.detach(), "0.bias": torch.ones(2)}
+
+
+@pytest.mark.parametrize(
+    "budget",
+    [
+        ["--model-tolerance", "0.02", "--workers", "1"],
+        ["--evaluate", "mine:score", "--max-drop", "0.01", "--no-refine", "--workers", "2"],
+        ["--evaluate", "mine:score", "--max-drop", "0.01", "--lower-is-better", "--time-limit",
+         "600", "--workers", "1"],
+    ],
+)  # fmt: skip
+def test_a_budget_for_the_model(folder, capsys, budget):
+    given = ["--input", "1x2x12x12", "--output", "out", "--objective", "macs"]
+    assert run("optimize", "mine:pair", *given, "--calibration", "mine:data", *budget) == 0
+    plan = Plan.load("out")
+    assert capsys.readouterr().out == f"{plan}\n"
+    assert len(plan.replaced) == 2
+    assert plan.settings.evaluate == ("score" if "--evaluate" in budget else "")
+    assert plan.settings.refine == ("--no-refine" not in budget)
+    assert plan.settings.higher_is_better == ("--lower-is-better" not in budget)
+    assert plan.spending.limit == float(budget[budget.index("--max-drop") + 1]
+                                        if "--evaluate" in budget else 0.02)  # fmt: skip
+    assert len(list((folder / "out").iterdir())) == 6
+
+
+def test_an_evaluation_that_is_not_there(folder, capsys):
+    given = ["--input", "1x2x12x12", "--output", "out", "--max-drop", "1"]
+    assert run("optimize", "mine:net", *given, "--evaluate", "mine:absent") == 2
+    assert "--evaluate 'mine:absent': mine has no function absent" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "pt"])
@@ -185,6 +221,12 @@ def test_strict(folder, capsys):
         (["mine:net", "--input", "1x2x12x12"], "example_inputs must be what the model takes"),
         (["mine:net", "--tolerance", "nan"], "tolerance must be a positive number"),
         (["mine:net", "--tolerance", "0"], "tolerance must be a positive number"),
+        (["mine:net", "--model-tolerance", "0.1"], "give one of tolerance"),
+        (["mine:net", "--max-drop", "0.1"], "give one of tolerance"),
+        (["mine:net", "--evaluate", "mine:score"], "evaluate and max_drop belong together"),
+        (["mine:net", "--evaluate", "score"], "--evaluate must be given as MODULE:NAME"),
+        (["mine:net", "--refine"], "refine needs a budget for the model"),
+        (["mine:net", "--workers", "0"], "--workers must be at least 1, got 0"),
         (["mine:net", "--min-speedup", "0"], "min_speedup must be"),
         (["mine:net", "--device", "toaster"], "--device toaster can't be used"),
         (["mine:net", "--output", "mine.py"], "mine.py"),
@@ -276,8 +318,8 @@ def test_help_and_version(capsys):
         (["--version"], 0, __version__),
         ([], 2, "required: COMMAND"),
         (["optimize", "mine:net", "--output", "out"], 2, "required: --input"),
-        (["demo", "--tolerance", "much"], 2, "invalid float value: 'much'"),
-        (["demo", "--tolerance", "5"], 2, "tolerance must be a positive number"),
+        (["demo", "--max-drop", "much"], 2, "invalid float value: 'much'"),
+        (["demo", "--max-drop", "-5"], 2, "max_drop must be a number >= 0"),
         (["demo", "--output", "mine.py"], 2, "--output must be a folder"),
         (["optimize", "mine:net", "--input", "1x2", "--output", "mine.py"], 2, "is a file"),
         (["optimize", "mine", "--input", "1x2", "--output", "out"], 2, "MODULE:NAME, got 'mine'"),

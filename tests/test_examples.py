@@ -57,20 +57,20 @@ def assert_drawn(path):
 
 def test_super_resolution(tmp_path):
     output = run(
-        "super_resolution", "--size", 48, "--layers", "conv1", "--tolerances", 0.3,
+        "super_resolution", "--size", 48, "--layers", "conv1", "--max-drops", 0.5,
         folder=tmp_path,
     )  # fmt: skip
     original = number(r"original (\S+) dB", output)
     table = rows(output)
     assert 20 < original < 45
-    assert [row[0] for row in table] == ["0.3"]
-    for tolerance, replaced, error, *_, change in table:
+    assert [row[0] for row in table] == ["0.5 dB"]
+    for _, replaced, error, *_, change in table:
         assert replaced in ("0 of 3", "1 of 3")
         if replaced == "0 of 3":
             assert error == change == "-"
         else:
-            assert 0 < number(r"(\S+)%", error) < 100 * 3 * float(tolerance)
-            assert abs(number(r"(\S+) dB", change)) < 20 * float(tolerance)
+            assert 0 < number(r"(\S+)%", error) < 50
+            assert number(r"(\S+) dB", change) > -2
     some_replaced = any(row[1] != "0 of 3" for row in table)
     assert (tmp_path / "super_resolution.png").exists() == some_replaced
     if some_replaced:
@@ -112,13 +112,13 @@ def test_wavelet_denoiser(tmp_path):
 def test_digits_after_training(tmp_path):
     pytest.importorskip("sklearn")
     output = run(
-        "digits_after_training", "--size", 8, "--channels", 4, "--epochs", 8, "--tolerance", 0.2,
+        "digits_after_training", "--size", 8, "--channels", 4, "--epochs", 8, "--max-drop", 0.02,
         folder=tmp_path,
     )  # fmt: skip
     (_, before, many), (_, after, fewer) = rows(output)
     accuracies = [float(cell.strip("%")) for cell in (before, after)]
     assert accuracies[0] > 85
-    assert abs(accuracies[1] - accuracies[0]) < 5
+    assert accuracies[1] > accuracies[0] - 5
     replaced = "1 of 1 large-kernel layer replaced" in output
     assert int(fewer) < int(many) if replaced else int(fewer) == int(many)
     changed = number(r"answers that changed: (\d+)", output)

@@ -24,11 +24,23 @@ class Timing:
         median: The figure to quote.
         low: Lower quartile.
         high: Upper quartile.
+        rounds: How often it was measured.
     """
 
     median: float
     low: float
     high: float
+    rounds: int = 1
+
+    @property
+    def spread(self) -> float:
+        """Distance of the quartiles relative to the median."""
+        return (self.high - self.low) / self.median
+
+    @property
+    def doubt(self) -> float:
+        """Standard error of the median relative to it, as of a normal distribution."""
+        return 0.93 * self.spread / math.sqrt(self.rounds)
 
 
 # Times several calls on a device, for some seconds and for a least number of rounds.
@@ -85,4 +97,4 @@ def _synchronize(device: torch.device) -> None:
 def _summary(samples: Sequence[float]) -> Timing:
     """Median and quartiles."""
     low, median, high = statistics.quantiles(samples, n=4)
-    return Timing(median, low, high)
+    return Timing(median, low, high, len(samples))

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from numbers import Integral, Real
+from typing import TypeGuard
 
 
-def check_tolerance(tolerance: float) -> None:
-    """Refuse a tolerance that is not a number above 0 and below 1.
+def check_fraction(name: str, value: object) -> None:
+    """Refuse an argument that is not a number above 0 and below 1.
 
     Raises:
         ValueError: It is not.
     """
-    if not (is_real(tolerance) and 0 < tolerance < 1):
+    if not (is_real(value) and 0 < value < 1):
         raise ValueError(
-            "tolerance must be a positive number, a fraction below 1 (0.05 is 5 %), "
-            f"got {tolerance!r}"
+            f"{name} must be a positive number, a fraction below 1 (0.05 is 5 %), got {value!r}"
         )
 
 
@@ -23,6 +23,6 @@ def is_count(value: object) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
 
 
-def is_real(value: object) -> bool:
+def is_real(value: object) -> TypeGuard[float]:
     """Whether a value is a number; to Python a bool is one."""
     return isinstance(value, Real) and not isinstance(value, bool)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
+from typing import Any
 
 import convfactor
 from convfactor.plans.settings import OBJECTIVES, STRUCTURES, Settings
@@ -30,7 +32,11 @@ def parser() -> ArgumentParser:
     commands = described.add_subparsers(dest="command", required=True, metavar="COMMAND")
     demo = commands.add_parser("demo", help="optimize a small super-resolution network")
     demo.add_argument("--output", type=Path, default=Path("convfactor-demo"), metavar="FOLDER")
-    demo.add_argument("--tolerance", type=float, default=0.05)
+    demo.add_argument(
+        "--max-drop", type=float, default=0.1, metavar="DB",
+        help="by how much the network may get worse; default: %(default)s",
+    )  # fmt: skip
+    _describe_workers(demo)
     optimize = commands.add_parser(
         "optimize",
         help="optimize a model of your own",
@@ -71,7 +77,33 @@ def _describe_model(optimize: ArgumentParser) -> None:
 
 def _describe_settings(optimize: ArgumentParser) -> None:
     """What is asked of the plan."""
-    for name, kind in (("tolerance", float), ("min_kernel_size", int), ("min_speedup", float)):
+    budget = optimize.add_argument_group("budget", "one of these; --tolerance 0.01 where none is")
+    budget.add_argument("--tolerance", type=float, help="largest relative error of a layer")
+    budget.add_argument(
+        "--model-tolerance", type=float, help="largest relative error of the model's output"
+    )
+    budget.add_argument(
+        "--evaluate", metavar="MODULE:FUNCTION",
+        help="function of a model that says how good it is; with --max-drop",
+    )  # fmt: skip
+    budget.add_argument(
+        "--max-drop", type=float, help="by how much the model may get worse in --evaluate"
+    )
+    budget.add_argument(
+        "--lower-is-better", dest="higher_is_better", action="store_false",
+        help="a good model has a low value in --evaluate",
+    )  # fmt: skip
+    optimize.add_argument(
+        "--refine", action=argparse.BooleanOptionalAction,
+        help="train what is replaced to match the original, without labels; default: with a "
+        "budget for the model and --calibration",
+    )  # fmt: skip
+    optimize.add_argument(
+        "--time-limit", type=float, metavar="SECONDS",
+        help="then take the best plan so far, where the budget is the model's; default: none",
+    )  # fmt: skip
+    _describe_workers(optimize)
+    for name, kind in (("min_kernel_size", int), ("min_speedup", float)):
         optimize.add_argument(
             f"--{name.replace('_', '-')}", type=kind, default=getattr(Settings, name),
             help="default: %(default)s",
@@ -79,17 +111,22 @@ def _describe_settings(optimize: ArgumentParser) -> None:
     optimize.add_argument("--objective", choices=OBJECTIVES, default=Settings.objective)
     optimize.add_argument("--structures", choices=STRUCTURES, default=Settings.structures)
     optimize.add_argument("--seed", type=int, default=Settings.seed)
-    optimize.add_argument("--strict", action="store_true", help="fail where a layer misses it")
+    optimize.add_argument("--strict", action="store_true", help="fail where the budget is missed")
 
 
-def settings(options: Namespace) -> Settings:
-    """What is asked of the plan; where a command does not take it, the default.
+def _describe_workers(command: ArgumentParser) -> None:
+    """Where it is solved."""
+    command.add_argument(
+        "--workers", type=int, default=os.cpu_count(), metavar="N",
+        help="processes that solve, where the budget is the model's; default: %(default)s",
+    )  # fmt: skip
 
-    Raises:
-        ValueError: A value is out of range.
-    """
+
+def asked(options: Namespace) -> dict[str, Any]:
+    """What is asked of the plan, as far as it was given."""
     names = [field.name for field in dataclasses.fields(Settings)]
-    return Settings(**{name: value for name, value in vars(options).items() if name in names})
+    given = {name: value for name, value in vars(options).items() if name in names}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def check(options: Namespace) -> None:
@@ -99,12 +136,19 @@ def check(options: Namespace) -> None:
         ValueError: An argument is out of range or of another form.
         FileNotFoundError: A file does not exist.
     """
-    settings(options)
     given = {name: value for name, value in vars(options).items() if value is not None}
+    if "evaluate" in given:
+        split("--evaluate", options.evaluate)
+    judge = {"evaluate": "psnr"} if options.command == "demo" else {}
+    Settings(**{**asked(options), **judge})
     if "model" in given:
         split("MODULE:FACTORY", options.model)
     if "weights" in given and not options.weights.is_file():
         raise FileNotFoundError(f"--weights must be a file, got {options.weights}")
+    if "workers" in given and options.workers < 1:
+        raise ValueError(f"--workers must be at least 1, got {options.workers}")
+    if given.get("refine") and "calibration" not in given:
+        raise ValueError("--refine needs --calibration: batches for the model to be trained on")
     if "calibration" in given:
         if not options.calibration.endswith(ARCHIVE):
             split("--calibration", options.calibration)

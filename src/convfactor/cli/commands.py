@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
+import multiprocessing
 import shutil
 import warnings
 from argparse import Namespace
+from collections.abc import Collection, Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_model
 
 import convfactor
-from convfactor.cli.arguments import REPORTS, settings
-from convfactor.cli.given import moved, read_calibration, read_device, read_model
+from convfactor.cli.arguments import REPORTS, asked
+from convfactor.cli.given import (
+    moved,
+    read_calibration,
+    read_device,
+    read_evaluation,
+    read_model,
+)
 from convfactor.cli.messages import say
 from convfactor.plans.plan import Plan
 from convfactor.plans.storage import PLAN_FILE, WEIGHTS_FILE
@@ -30,7 +39,8 @@ def _demo(options: Namespace) -> None:
     """Run the demo."""
     from convfactor.demo import run  # needs the extra packages of the demo
 
-    run.demo(options.output, options.tolerance)
+    with workers(options.workers, {"max_drop"}) as executor:
+        run.demo(options.output, options.max_drop, executor)
 
 
 def _optimize(options: Namespace) -> None:
@@ -43,14 +53,19 @@ def _optimize(options: Namespace) -> None:
     inputs = tuple(torch.rand(s, generator=generator).to(device, dtype) for s in options.input)
     output: Path = options.output
     output.mkdir(parents=True, exist_ok=True)
-    fast, plan = convfactor.optimize(
-        model,
-        inputs,
-        **dataclasses.asdict(settings(options)),
-        calibration=None if calibration is None else [moved(b, device, dtype) for b in calibration],
-        strict=options.strict,
-        checkpoint=output / PARTIAL,
-    )
+    wanted = asked(options)
+    if options.evaluate is not None:
+        wanted["evaluate"] = read_evaluation(options.evaluate)
+    with workers(options.workers, wanted) as executor:
+        fast, plan = convfactor.optimize(
+            model,
+            inputs,
+            **wanted,
+            calibration=calibration and [moved(b, device, dtype) for b in calibration],
+            strict=options.strict,
+            checkpoint=output / PARTIAL,
+            executor=executor,
+        )
     plan.save(output)
     (output / "table.txt").write_text(f"{plan}\n", encoding="utf-8")
     plan.to_html(output / "report.html", model)
@@ -67,6 +82,22 @@ def _optimize(options: Namespace) -> None:
     shutil.rmtree(output / PARTIAL, ignore_errors=True)
     print(plan)
     say(f"wrote {', '.join(written)} to {output}")
+
+
+@contextlib.contextmanager
+def workers(count: int, wanted: Collection[str]) -> Iterator[Executor | None]:
+    """Processes to solve in, where they are used.
+
+    Args:
+        count: How many.
+        wanted: Names of what is asked of the plan.
+    """
+    if count == 1 or not {"model_tolerance", "max_drop"}.intersection(wanted):
+        yield None
+        return
+    # Forked, they would share the threads of torch, which are not there any more.
+    with ProcessPoolExecutor(count, multiprocessing.get_context("spawn")) as executor:
+        yield executor
 
 
 def _show(options: Namespace) -> None:

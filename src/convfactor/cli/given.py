@@ -31,8 +31,8 @@ def read_device(text: str) -> torch.device:
     return device
 
 
-def _call(text: str, what: str, convert: Callable[[Any], Any] = lambda value: value) -> Any:
-    """Call MODULE:NAME from the current folder or the installed packages."""
+def _function(text: str, what: str) -> Callable[..., Any]:
+    """Find MODULE:NAME in the current folder or the installed packages."""
     module_name, name = split(what, text)
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
@@ -43,8 +43,15 @@ def _call(text: str, what: str, convert: Callable[[Any], Any] = lambda value: va
     value = getattr(module, name, None)
     if not callable(value):
         raise ValueError(f"{what} {text!r}: {module_name} has no function {name}")
+    function: Callable[..., Any] = value
+    return function
+
+
+def _call(text: str, what: str, convert: Callable[[Any], Any] = lambda value: value) -> Any:
+    """Call MODULE:NAME."""
+    function = _function(text, what)
     try:
-        return convert(value())
+        return convert(function())
     except Exception as error:  # whatever the user's function raises
         raise ValueError(f"{what} {text!r} raised {_words(error)}") from error
 
@@ -95,6 +102,18 @@ def read_calibration(text: str) -> list[Any]:
             return [torch.from_numpy(arrays[name]) for name in arrays.files]
     except Exception as error:  # readers of damaged files raise all kinds
         raise ValueError(f"--calibration {text} can't be read: {_words(error)}") from error
+
+
+def read_evaluation(text: str) -> Callable[[nn.Module], float]:
+    """Find the function that says how good a model is.
+
+    Args:
+        text: MODULE:FUNCTION.
+
+    Raises:
+        ValueError: It is not there.
+    """
+    return _function(text, "--evaluate")
 
 
 def moved(value: Any, device: torch.device, dtype: torch.dtype) -> Any:

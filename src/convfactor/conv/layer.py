@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +30,9 @@ class Factorized(Protocol):
     @property
     def bias_shift(self) -> Tensor:
         """Change of the bias, (C_out,)."""
+
+
+L = TypeVar("L", bound="CascadeConv2d")
 
 
 class CascadeConv2d(nn.Module):
@@ -132,13 +135,13 @@ class CascadeConv2d(nn.Module):
 
     @classmethod
     def from_weight(
-        cls,
+        cls: type[L],
         weight: Tensor,
         bias: Tensor | None,
         f: Cascade | Factorized,
         geometry: ConvGeometry,
         memory_format: torch.memory_format | None = None,
-    ) -> CascadeConv2d:
+    ) -> L:
         """Build the layer that replaces a functional call ``F.conv2d(x, weight, bias, ...)``.
 
         Args:

@@ -21,6 +21,11 @@ from convfactor.factorization.solvers.request import Effort
 # Called with a structure that is being solved, the share of the work done and the error reached.
 Report = Callable[[Structure, float, float], None]
 
+
+def silent(structure: Structure, share: float, error: float) -> None:
+    """Report nothing; unlike a lambda, it can be sent to another process."""
+
+
 SECONDS_PER_STAGE = 1.0
 MOST_MEMORY = 4 << 30
 
@@ -46,7 +51,7 @@ class Factorizer:
     preserve_dc: bool = False
     ridge: float = 0.0
     seed: int = 0
-    report: Report = lambda structure, share, error: None
+    report: Report = silent
     budget: Budget = field(default_factory=Budget)
 
     def problem(self, structure: Structure) -> Problem:
@@ -146,6 +151,23 @@ class Factorizer:
             margin = (-problem.origin[0], -problem.origin[1])
             mean = self.moments.cropped(margin).mean.to(residual.device)
             shift = -torch.einsum("gop,gp->go", residual.flatten(2), mean).flatten()
+        exact = problem.error(cascade) <= problem.exact
+        return self._described(problem, rounded, residual, shift, exact)
+
+    def retouched(self, cascade: Cascade, bias_shift: Tensor) -> Factorization:
+        """Measure a cascade that was changed after it was rounded, and the bias with it.
+
+        Args:
+            cascade: In the weight's dtype.
+            bias_shift: Float64 (C_out,), what the bias takes up.
+        """
+        problem = self.problem(cascade.structure)
+        return self._described(problem, cascade, problem.residual(cascade), bias_shift, False)
+
+    def _described(
+        self, problem: Problem, rounded: Cascade, residual: Tensor, shift: Tensor, exact: bool
+    ) -> Factorization:
+        """Put the figures of a rounded cascade together."""
         return Factorization(
             cascade=rounded,
             error=problem.error(rounded),
@@ -155,7 +177,7 @@ class Factorizer:
             residual=residual.flatten(0, 1),
             origin=problem.origin,
             geometry=self.kernel,
-            exact=problem.error(cascade) <= problem.exact,
+            exact=exact,
         )
 
 

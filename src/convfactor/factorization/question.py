@@ -16,7 +16,7 @@ from torch import Tensor
 from convfactor.conv.geometry import ConvGeometry, Pair
 from convfactor.conv.moments import Moments
 from convfactor.conv.structure import Structure
-from convfactor.scalars import check_tolerance, is_count, is_real
+from convfactor.scalars import check_fraction, is_count, is_real
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # No image is larger, nor does torch accept it.
@@ -139,7 +139,7 @@ def check_question(question: Question, kernel: ConvGeometry) -> None:
     """
     stages, widths, structure = question.stages, question.widths, question.structure
     if question.tolerance is not None:
-        check_tolerance(question.tolerance)
+        check_fraction("tolerance", question.tolerance)
     shapes = {"stages": stages, "widths": widths, "structure": structure}
     given = [name for name, value in shapes.items() if value is not None]
     if len(given) > 1:

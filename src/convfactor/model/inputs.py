@@ -45,12 +45,17 @@ class ModelInputs:
 
         return ModelInputs(mapped(leaf, self.args), mapped(leaf, dict(self.kwargs)))
 
-    def run(self, model: nn.Module) -> Any:
-        """Call the model without gradients, on copies: some models write into their input."""
+    def run(self, model: nn.Module, gradients: bool = False) -> Any:
+        """Call the model on copies, as some models write into their input.
+
+        Args:
+            model: The model.
+            gradients: Whether to record what gradients need.
+        """
         memo = {id(tensor): tensor.clone() for tensor in self.tensors}
         try:
             args, kwargs = copy.deepcopy((self.args, dict(self.kwargs)), memo)
         except Exception:  # what can't be copied is given as it is
             args, kwargs = mapped(lambda x: memo.get(id(x), x), (self.args, dict(self.kwargs)))
-        with torch.no_grad():
+        with torch.set_grad_enabled(gradients):
             return model(*args, **kwargs)

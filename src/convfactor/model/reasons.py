@@ -14,7 +14,9 @@ Code = Literal[
     "constant",  # its input does not vary
     "untimed",  # only a clock could tell
     "speed",  # nothing is faster
+    "undecided",  # the noise of the timings is larger than what they show
     "tolerance",  # nothing fast enough is exact enough
+    "budget",  # what the whole model may lose is better spent elsewhere
     "unsound",  # with it, the model does not compute what it did
 ]
 

@@ -59,6 +59,19 @@ def _holds_exported_convolutions(module: nn.Module) -> bool:
     )
 
 
+def check_budget(evaluate: object, executor: object) -> None:
+    """Refuse what can't be called, and what can't solve."""
+    if not (evaluate is None or callable(evaluate)):
+        raise TypeError(
+            f"evaluate must be a function (model) -> float, got {type(evaluate).__name__}"
+        )
+    if not (executor is None or callable(getattr(executor, "map", None))):
+        raise TypeError(
+            "executor must be a concurrent.futures.Executor or the like, with a map, "
+            f"got {type(executor).__name__}"
+        )
+
+
 def check_options(select: object, checkpoint: object) -> None:
     """Refuse a filter that can't be called, and a folder that can't be one."""
     path = Path(checkpoint) if isinstance(checkpoint, (str, os.PathLike)) else Path()

@@ -90,7 +90,10 @@ class Bench:
 
     def solve(self, candidate: Candidate, effort: Effort, starts: Sequence[Cascade]) -> Trial:
         """Solve, round to the layer's dtype, and measure on full outputs."""
-        factorization = self._factorizer.attempt(candidate.taps, effort, starts)
+        return self.measured(candidate, self._factorizer.attempt(candidate.taps, effort, starts))
+
+    def measured(self, candidate: Candidate, factorization: Factorization) -> Trial:
+        """Measure a solution on full outputs."""
         if not self._pairs:
             return Trial(candidate, factorization, None)
         site, geometry = self._site, self._site.geometry

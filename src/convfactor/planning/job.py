@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from convfactor.planning.arguments import check_model, check_options
 from convfactor.planning.calibration import Split
 from convfactor.planning.judge import Judge
 from convfactor.planning.planner import make_plan
+from convfactor.planning.quality import Drop, Evaluate, OutputError, Quality
 from convfactor.plans.decisions import WholeModel
 from convfactor.plans.plan import Plan
 from convfactor.plans.settings import Settings
@@ -46,6 +48,8 @@ class Job:
     select: Select | None
     checkpoint: Path | None
     clock: Clock = compare
+    evaluate: Evaluate | None = None
+    executor: Executor | None = None
 
     @classmethod
     def read(
@@ -65,6 +69,8 @@ class Job:
         batches = None
         if calibration is not None:
             batches = calibration_data.split(calibration, inputs)
+        elif settings.refine:
+            raise ValueError("refine needs calibration: batches for the model to be trained on")
         worker = copied(model)
         worker.eval()  # which need not return the model
         with isolated(settings.seed):
@@ -87,9 +93,25 @@ class Job:
         """What runs the whole model."""
         return Judge(self.model, self.inputs, () if self.batches is None else self.batches.held_out)
 
+    def _quality(self) -> Quality | None:
+        """What the budget for the whole model is spent on; None where each layer has its own.
+
+        Raises:
+            ValueError: The evaluation of the original fails.
+        """
+        settings, seed = self.settings, self.settings.seed
+        if settings.max_drop is not None and self.evaluate is not None:
+            better = settings.higher_is_better
+            return Drop.of(self.model, self.evaluate, settings.max_drop, better, seed)
+        if settings.model_tolerance is None:
+            return None
+        batches = () if self.batches is None else self.batches.held_out
+        return OutputError(self.model, batches or (self.inputs,), settings.model_tolerance, seed)
+
     def plan(self, strict: bool, progress: bool | None) -> Plan:
         """Make the plan."""
         select = None if self.select is None else self._on_original(self.select)
+        quality = self._quality()
         with reporting(progress) as display, isolated(self.settings.seed):
             result = make_plan(
                 self.model,
@@ -100,12 +122,12 @@ class Job:
                 display,
                 self.checkpoint,
                 self.clock,
+                quality,
+                self.executor,
             )
             result = self.judge.sound(self._unchanged(result))
-        missed = [entry for entry in result.entries if entry.missed]
-        if strict and missed:
-            names = ", ".join(f"{entry.name} ({entry.reason})" for entry in missed)
-            raise ToleranceError(f"the tolerance of {self.settings.tolerance:g} is missed: {names}")
+        if strict:
+            _demand_budget(result)
         return result
 
     def optimize(self, strict: bool, progress: bool | None) -> tuple[nn.Module, Plan]:
@@ -167,6 +189,23 @@ class Job:
         before = min(timings[0::2], key=lambda t: t.median)
         after, name = min(zip(timings[1::2], formats, strict=True), key=lambda p: p[0].median)
         return WholeModel(errors, before, after, name)
+
+
+def _demand_budget(chosen: Plan) -> None:
+    """Refuse a plan that misses what was asked for.
+
+    Raises:
+        ToleranceError: It does.
+    """
+    spending = chosen.spending
+    missed = [
+        entry
+        for entry in chosen.entries
+        if entry.missed or (spending is not None and spending.solved is None and entry.budgeted)
+    ]
+    if missed:
+        names = ", ".join(f"{entry.name} ({entry.reason})" for entry in missed)
+        raise ToleranceError(f"the {chosen.settings.budget} is missed: {names}")
 
 
 def _form(inputs: ModelInputs) -> tuple[object, ...]:

@@ -11,16 +11,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from convfactor.conv.accuracy import ErrorMeter
-from convfactor.conv.cascade import Cascade
-from convfactor.conv.geometry import ConvGeometry
 from convfactor.conv.layer import CascadeConv2d
-from convfactor.conv.structure import StageShape, Structure
 from convfactor.model import rewrite
 from convfactor.model.agreement import output_errors
 from convfactor.model.copies import copied, quiet, told
 from convfactor.model.inputs import ModelInputs
 from convfactor.model.outputs import RUNS, difference, runs, structural_difference
 from convfactor.model.reasons import Reason
+from convfactor.planning.stand_ins import exact_layer
 from convfactor.plans.decisions import Replaced
 from convfactor.plans.plan import Plan
 
@@ -109,7 +107,7 @@ class Judge:
     def _limit(self, chosen: Plan, measured: dict[int, float]) -> float:
         """The largest error at the output that the layers explain."""
         layers = sum(measured[i] for i in chosen.replaced)
-        return max(chosen.settings.tolerance, AMPLIFICATION * layers)
+        return max(chosen.settings.layer_tolerance, AMPLIFICATION * layers)
 
     def _fault(self, chosen: Plan, limit: float) -> str | None:
         """What is wrong with a rewritten model."""
@@ -131,7 +129,7 @@ class Judge:
         """Undo layers that are far more off on the model's data than the plan says."""
         for i, off in measured.items():
             planned = chosen.entries[i].decision.error or 0.0
-            if not off <= max(chosen.settings.tolerance, STRAY * planned):
+            if not off <= max(chosen.settings.layer_tolerance, STRAY * planned):
                 reason = f"on the model's data the layer is {off:.2%} off"
                 chosen = chosen.without(i, _undone(reason))
         return chosen
@@ -157,7 +155,7 @@ class Judge:
         def make(index: int, weight: Tensor, bias: Tensor | None) -> CascadeConv2d:
             geometry = chosen.entries[index].subject.geometry
             assert geometry is not None
-            probe = _exact(geometry, weight, bias)
+            probe = exact_layer(Probe, geometry, weight, bias)
             probe.watch(chosen.layer(index, weight, bias), meters[index])
             probes[index].append(probe)
             return probe
@@ -209,21 +207,6 @@ def _reached(chosen: Plan, index: int, probes: Sequence[Probe]) -> bool:
     """Whether the calls of a layer, in all runs on the example, have come to its place."""
     calls = sum(count for _, count in chosen.entries[index].subject.shapes)
     return sum(probe.calls for probe in probes) >= RUNS * calls
-
-
-def _exact(geometry: ConvGeometry, weight: Tensor, bias: Tensor | None) -> Probe:
-    """A layer that computes what a convolution does."""
-    stage = StageShape(
-        geometry.in_channels,
-        geometry.out_channels,
-        geometry.kernel_size,
-        geometry.stride,
-        geometry.dilation,
-        geometry.groups,
-    )
-    layer = Probe.from_weight(weight, bias, Cascade.of(Structure((stage,)), [weight]), geometry)
-    assert isinstance(layer, Probe)
-    return layer
 
 
 def _alike(pairs: Iterator[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable
+from concurrent.futures import Executor
+from dataclasses import replace
 from typing import Any, Literal
 
 from torch import nn
 
 from convfactor.model.finding import Select
+from convfactor.planning.arguments import check_budget
 from convfactor.planning.job import Job
+from convfactor.planning.quality import Evaluate
 from convfactor.plans.plan import Plan
 from convfactor.plans.settings import Settings
 
@@ -17,9 +22,14 @@ from convfactor.plans.settings import Settings
 def plan(
     model: nn.Module,
     example_inputs: Any,
-    tolerance: float = Settings.tolerance,
+    tolerance: float | None = None,
     *,
+    model_tolerance: float | None = None,
+    evaluate: Evaluate | None = None,
+    max_drop: float | None = None,
+    higher_is_better: bool = Settings.higher_is_better,
     calibration: Iterable[Any] | None = None,
+    refine: bool | None = None,
     select: Select | None = None,
     min_kernel_size: int = Settings.min_kernel_size,
     objective: Literal["latency", "macs"] = Settings.objective,
@@ -29,11 +39,17 @@ def plan(
     seed: int = Settings.seed,
     progress: bool | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
+    time_limit: float | None = None,
+    executor: Executor | None = None,
 ) -> Plan:
     """Decide for every large-kernel convolution of a model, and change nothing.
 
     When the plan is applied, every module keeps its class and its forward; a functional call of
     ``F.conv2d`` finds something in place of its weight that runs the cascade.
+
+    One of three budgets is given: ``tolerance`` for each layer by itself, ``model_tolerance`` for
+    the output of the model, or ``evaluate`` with ``max_drop`` for whatever you measure. The budget
+    of a model is spent on the layers where it saves the most time.
 
     Args:
         model: A trained model that runs on ``example_inputs``; it is analysed as a copy in
@@ -41,39 +57,78 @@ def plan(
         example_inputs: A tensor, a tuple of arguments or a mapping of keyword arguments, of the
             shapes, dtype and device that the model will be used with.
         tolerance: Largest relative error of a layer: root mean square of the output's error over
-            the output's standard deviation, on data that the fit has not seen.
+            the output's standard deviation, on data that the fit has not seen. 0.01 where no
+            budget is given.
+        model_tolerance: The same for the outputs of the model.
+        evaluate: Function that says how good a model is, such as its accuracy or PSNR on labelled
+            data that is not in the calibration; called with the model and with rewritten ones.
+        max_drop: By how much ``evaluate`` may get worse, in its own unit.
+        higher_is_better: Whether a good model has a high value.
         calibration: Batches as the model takes them, varied and without labels; a quarter is kept
             to verify. Without them the error is that of the weights (white noise).
+        refine: Train what is replaced so that the model gives what the original gives; needs no
+            labels. None does so where there are a budget for the model and calibration data.
         select: Keeps a layer as it is where it returns False for (name, module).
         min_kernel_size: Longer side from which a kernel counts as large.
         objective: "latency" decides by measured time, "macs" by multiplies and without a clock.
         min_speedup: Speed-up of a layer from which a replacement is worth it.
         structures: "auto" also tries the separable pair Kx1, 1xK; "cascade" does not.
-        strict: Raise where a layer misses the tolerance.
+        strict: Raise where a layer misses the tolerance, or nothing is within the model's budget.
         seed: Seed of everything drawn at random.
         progress: Show progress on stderr; None does so on a terminal.
-        checkpoint: Folder that keeps the decisions as they are taken; an interrupted run with the
+        checkpoint: Folder that keeps what is found as it is found; an interrupted run with the
             same arguments goes on from there.
+        time_limit: Seconds after which the best plan so far is taken, where there is a budget for
+            the model; None for no limit.
+        executor: Solves the layers of a model with a budget in other processes, for instance a
+            ``concurrent.futures.ProcessPoolExecutor``; the answers are the same. None does so here.
+
+    Returns:
+        The plan, which is also the report.
 
     Raises:
-        ValueError: An argument is out of range, the model does not run on the example inputs, its
-            weights are not finite or not loaded, or the calibration does not fit.
+        ValueError: An argument is out of range, two budgets are given, the model does not run on
+            the example inputs, its weights are not finite or not loaded, the calibration does not
+            fit, or ``evaluate`` fails.
         TypeError: ``model`` is not a module whose layers can be seen, ``example_inputs`` holds no
-            tensor, ``calibration`` is not an iterable of batches, ``select`` is not a function, or
-            ``checkpoint`` is not a path.
-        ToleranceError: ``strict``, and a layer misses the tolerance.
+            tensor, ``calibration`` is not an iterable of batches, ``select`` or ``evaluate`` is not
+            a function, or ``checkpoint`` is not a path.
+        ToleranceError: ``strict``, and the budget is missed.
     """
-    settings = Settings(tolerance, objective, min_speedup, structures, min_kernel_size, seed)
-    job = Job.read(model, example_inputs, calibration, settings, select, checkpoint)
+    job = _job(
+        model,
+        example_inputs,
+        calibration,
+        evaluate,
+        refine,
+        time_limit,
+        select=select,
+        checkpoint=checkpoint,
+        executor=executor,
+        tolerance=tolerance,
+        model_tolerance=model_tolerance,
+        max_drop=max_drop,
+        higher_is_better=higher_is_better,
+        objective=objective,
+        min_speedup=min_speedup,
+        structures=structures,
+        min_kernel_size=min_kernel_size,
+        seed=seed,
+    )
     return job.plan(strict, progress)
 
 
 def optimize(
     model: nn.Module,
     example_inputs: Any,
-    tolerance: float = Settings.tolerance,
+    tolerance: float | None = None,
     *,
+    model_tolerance: float | None = None,
+    evaluate: Evaluate | None = None,
+    max_drop: float | None = None,
+    higher_is_better: bool = Settings.higher_is_better,
     calibration: Iterable[Any] | None = None,
+    refine: bool | None = None,
     select: Select | None = None,
     min_kernel_size: int = Settings.min_kernel_size,
     objective: Literal["latency", "macs"] = Settings.objective,
@@ -83,6 +138,8 @@ def optimize(
     seed: int = Settings.seed,
     progress: bool | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
+    time_limit: float | None = None,
+    executor: Executor | None = None,
 ) -> tuple[nn.Module, Plan]:
     """Make a copy of a trained model whose large-kernel convolutions run faster.
 
@@ -100,6 +157,50 @@ def optimize(
         >>> print(plan)
         no convolution with a kernel of 5 or more taps on a side; the model is unchanged
     """
-    settings = Settings(tolerance, objective, min_speedup, structures, min_kernel_size, seed)
-    job = Job.read(model, example_inputs, calibration, settings, select, checkpoint)
+    job = _job(
+        model,
+        example_inputs,
+        calibration,
+        evaluate,
+        refine,
+        time_limit,
+        select=select,
+        checkpoint=checkpoint,
+        executor=executor,
+        tolerance=tolerance,
+        model_tolerance=model_tolerance,
+        max_drop=max_drop,
+        higher_is_better=higher_is_better,
+        objective=objective,
+        min_speedup=min_speedup,
+        structures=structures,
+        min_kernel_size=min_kernel_size,
+        seed=seed,
+    )
     return job.optimize(strict, progress)
+
+
+def _job(
+    model: nn.Module,
+    example_inputs: Any,
+    calibration: Iterable[Any] | None,
+    evaluate: Evaluate | None,
+    refine: bool | None,
+    time_limit: float | None,
+    *,
+    select: Select | None,
+    checkpoint: str | os.PathLike[str] | None,
+    executor: Executor | None,
+    **asked: Any,
+) -> Job:
+    """Check the arguments."""
+    check_budget(evaluate, executor)
+    whole = asked["model_tolerance"] is not None or asked["max_drop"] is not None
+    settings = Settings(
+        **asked,
+        evaluate="" if evaluate is None else getattr(evaluate, "__qualname__", "evaluate"),
+        refine=whole and calibration is not None if refine is None else refine,
+        time_limit=math.inf if time_limit is None else time_limit,
+    )
+    job = Job.read(model, example_inputs, calibration, settings, select, checkpoint)
+    return replace(job, evaluate=evaluate, executor=executor)

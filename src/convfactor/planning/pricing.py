@@ -48,8 +48,8 @@ class Pricing(Protocol):
     def quick(self, structure: Structure) -> Price:
         """A price good enough to search with."""
 
-    def careful(self, structure: Structure) -> Price:
-        """A price to decide on."""
+    def careful(self, structure: Structure, patience: float = 1.0) -> Price:
+        """A price to decide on, for which a patient one is measured longer."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,9 @@ class Multiplies:
         """Multiplies relative to the original's."""
         return Price(Cost(macs_before=self.geometry.macs, macs_after=structure.macs))
 
-    careful = quick
+    def careful(self, structure: Structure, patience: float = 1.0) -> Price:
+        """The same, which is certain."""
+        return self.quick(structure)
 
 
 class Stopwatch:
@@ -114,10 +116,12 @@ class Stopwatch:
             )
         return self._known[key]
 
-    def careful(self, structure: Structure) -> Price:
+    def careful(self, structure: Structure, patience: float = 1.0) -> Price:
         """Time a structure at length in its better format."""
         formats = (self.quick(structure).memory_format,)
-        return self._price(structure, [torch.contiguous_format, torch.channels_last], formats)
+        originals = [torch.contiguous_format, torch.channels_last]
+        rounds = round(patience * FEWEST_ROUNDS)
+        return self._price(structure, originals, formats, patience * CAREFUL, rounds)
 
     @functools.cached_property
     def _better(self) -> torch.memory_format:

@@ -36,7 +36,7 @@ def decide(site: TransformSite, settings: Settings, device: torch.device, clock:
     except (ValueError, TypeError, ImportError) as failure:
         return Kept(Reason("unsupported", "no faster equal", f"no faster equal: {failure}"))
     tried = Tried(None, cost, error)
-    if error > settings.tolerance:
+    if error > settings.layer_tolerance:
         text = f"its equal has an error of {error:.2%}"
         return Kept(Reason("tolerance", "tolerance", text), tried)
     if cost.relative > 1 / settings.min_speedup:

@@ -4,29 +4,49 @@ from __future__ import annotations
 
 import os
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 
 @dataclass(frozen=True)
 class Environment:
-    """Where a plan was made; its times hold there."""
+    """Where a plan was made; its times hold there.
+
+    Attributes:
+        torch_version: Version of torch.
+        device: Name of the device.
+        machine: Processor and number of cores.
+        threads: Threads that torch uses.
+        load: Threads of all processes that ran in the minute before; 0 where nothing is timed.
+    """
 
     torch_version: str
     device: str
     machine: str
     threads: int
+    load: float = field(default=0.0, compare=False)
+
+    @property
+    def busy(self) -> bool:
+        """Whether more ran than this process alone can have been."""
+        return self.load > self.threads + 1
 
     @classmethod
-    def current(cls, device: torch.device) -> Environment:
-        """Describe this process."""
+    def current(cls, device: torch.device, timed: bool) -> Environment:
+        """Describe this process.
+
+        Args:
+            device: Where the model is.
+            timed: Whether anything is timed, so that the load counts.
+        """
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
         return cls(
             torch_version=str(torch.__version__),
             device=name,
             machine=f"{platform.machine()}, {os.cpu_count()} cores",
             threads=torch.get_num_threads(),
+            load=os.getloadavg()[0] if timed and hasattr(os, "getloadavg") else 0.0,
         )
 
 

@@ -19,6 +19,7 @@ from convfactor.model.reasons import Reason
 from convfactor.model.sites import Subject
 from convfactor.plans.circumstances import Calibration, Environment, WhiteNoise
 from convfactor.plans.settings import Settings
+from convfactor.plans.spending import Spending
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,13 @@ class Cost:
         assert self.macs_before is not None
         assert self.macs_after is not None
         return self.macs_after / self.macs_before
+
+    def decides(self, bar: float) -> bool:
+        """Whether it is clear on which side of a relative cost this is; 1 in 20 times by chance."""
+        if self.before is None or self.after is None:
+            return True
+        doubt = self.relative * math.hypot(self.before.doubt, self.after.doubt)
+        return abs(self.relative - bar) > 2 * doubt
 
     def __str__(self) -> str:
         """Put it into words."""
@@ -209,6 +217,11 @@ class Entry:
         return isinstance(self.decision, Kept) and self.decision.reason.missed
 
     @property
+    def budgeted(self) -> bool:
+        """Whether it is kept because the budget for the model did not reach it."""
+        return isinstance(self.decision, Kept) and self.decision.reason.code == "budget"
+
+    @property
     def reason(self) -> str:
         """What is gained, or why the layer is kept."""
         return self.decision.why
@@ -246,6 +259,7 @@ class Decisions:
         environment: Where it was measured.
         calibration: What the errors were measured on.
         whole: The whole model before and after; None where nothing was applied.
+        spending: What became of a budget for the whole model; None where each layer had its own.
     """
 
     entries: tuple[Entry, ...]
@@ -253,6 +267,7 @@ class Decisions:
     environment: Environment
     calibration: Calibration
     whole: WholeModel | None = None
+    spending: Spending | None = None
 
     @property
     def replaced(self) -> list[int]:

@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from convfactor.plans import report
+from convfactor.plans import outcome, report, words
 from convfactor.plans.decisions import Decisions, Entry, Replaced
 from convfactor.plans.pictures import LEVELS, Channels, Picture, strongest
+from convfactor.plans.spending import Spending
 
 # Blue for negative and orange for positive values, which colour-blind people tell apart; zero
 # takes the colour of the page, and both ends differ from it in lightness.
@@ -42,6 +43,43 @@ class Layer:
     bias_shift: float | None
 
 
+@dataclass(frozen=True)
+class Dot:
+    """An offer on the picture of the frontier, 360 wide and 180 high."""
+
+    x: float
+    y: float
+    kind: str
+    label: str
+
+
+@dataclass(frozen=True)
+class Frontier:
+    """Time of the model against how much worse it is.
+
+    Attributes:
+        limit: Height of the largest loss allowed.
+        dots: From the slowest offer to the fastest.
+    """
+
+    limit: float
+    dots: list[Dot]
+
+    @classmethod
+    def of(cls, spending: Spending) -> Frontier:
+        """Lay the offers out; a loss of more than three times the limit is at the upper end."""
+        scale = 180 / (3 * spending.limit or max((o.loss for o in spending.offers), default=1) or 1)
+        dots = []
+        for offer in spending.offers:
+            kind = "measured" if offer.measured else "expected"
+            if (offer.cost, offer.loss) == (spending.chosen.cost, spending.chosen.loss):
+                kind = "chosen"
+            height = min(180.0, max(0.0, scale * offer.loss))
+            label = f"{offer.cost:.0%} of the time, loss {offer.loss:.3g}"
+            dots.append(Dot(round(360 * offer.cost, 1), round(180 - height, 1), kind, label))
+        return cls(round(180 - scale * spending.limit, 1), dots)
+
+
 def to_html(plan: Decisions, originals: Mapping[int, Tensor]) -> str:
     """Fill in the page.
 
@@ -63,7 +101,7 @@ def to_html(plan: Decisions, originals: Mapping[int, Tensor]) -> str:
     environment.filters["breakable"] = lambda name: Markup("<wbr>").join(
         re.split(r"(?<=[._/])(?=.)", name)
     )
-    environment.filters["spread"] = report.spread
+    environment.filters["spread"] = words.spread
     environment.filters["size"] = lambda sizes: "x".join(map(str, sizes))
     template = environment.get_template("report.html")
     ramp = torch.linspace(-1, 1, 2 * LEVELS + 1)
@@ -73,7 +111,10 @@ def to_html(plan: Decisions, originals: Mapping[int, Tensor]) -> str:
         replaced=report.replaced(plan),
         subjects=report.subjects(plan),
         nothing=report.nothing(plan),
-        output_error=None if plan.whole is None else report.output_error(plan.whole),
+        output_error=None if plan.whole is None else outcome.output_error(plan.whole),
+        budget=outcome.budget(plan.settings),
+        spent=outcome.spent(plan),
+        frontier=None if plan.spending is None else Frontier.of(plan.spending),
         isfinite=math.isfinite,
         with_originals=bool(originals),
         light=_colours(LIGHT),

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from torch import Tensor, nn
 
@@ -24,6 +25,8 @@ from convfactor.model.sites import Subject
 from convfactor.plans import pages, records, report, storage
 from convfactor.plans.decisions import Decisions, Entry, Kept, Replaced
 
+L = TypeVar("L", bound=CascadeConv2d)
+
 
 @dataclass(frozen=True, eq=False)
 class Plan(Decisions):
@@ -35,6 +38,7 @@ class Plan(Decisions):
         environment: Where it was measured.
         calibration: What the errors were measured on.
         whole: The whole model before and after; None where nothing was applied.
+        spending: What became of a budget for the whole model; None where each layer had its own.
     """
 
     def apply(self, model: nn.Module) -> nn.Module:
@@ -83,19 +87,26 @@ class Plan(Decisions):
             for i in self.replaced
         ]
 
-    def layer(self, index: int, weight: Tensor, bias: Tensor | None) -> CascadeConv2d:
+    def layer(
+        self,
+        index: int,
+        weight: Tensor,
+        bias: Tensor | None,
+        kind: type[L] = CascadeConv2d,  # type: ignore[assignment]
+    ) -> L:
         """Make the layer of a replaced entry.
 
         Args:
             index: Of the entry.
             weight: The original weight, for its dtype, device, flags and format.
             bias: The original bias, or None.
+            kind: Its class.
         """
         entry = self.entries[index]
         decision, geometry = entry.decision, entry.subject.geometry
         assert isinstance(decision, Replaced)
         assert geometry is not None
-        return CascadeConv2d.from_weight(weight, bias, decision, geometry, decision.torch_format)
+        return kind.from_weight(weight, bias, decision, geometry, decision.torch_format)
 
     def extended(self, entry: Entry) -> Plan:
         """Add one decision."""

@@ -12,9 +12,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from convfactor.conv.geometry import Pair
-from convfactor.latency import Timing
-from convfactor.plans.decisions import Decisions, Entry, Replaced, WholeModel
+from convfactor.plans.decisions import Decisions, Entry, Replaced
+from convfactor.plans.outcome import budget, spent, unsteady, whole
+from convfactor.plans.words import milliseconds, percent, sides
 
 WIDTH = 200  # more than the columns can take together, so that nothing is cut off
 
@@ -174,15 +174,10 @@ def row(entry: Entry) -> Row:
         worst_batch=percent(None if errors is None else errors.worst_batch),
         worst_channel=percent(None if errors is None else errors.worst_channel),
         border=percent(None if errors is None else errors.border),
-        before=_milliseconds(None if cost is None else cost.before),
-        after=_milliseconds(None if cost is None else cost.after),
+        before=milliseconds(None if cost is None else cost.before),
+        after=milliseconds(None if cost is None else cost.after),
         reason=decision.why,
     )
-
-
-def sides(pair: Pair) -> str:
-    """One number, or two where they differ."""
-    return "x".join(map(str, dict.fromkeys(pair)))
 
 
 def nothing(plan: Decisions) -> str:
@@ -205,61 +200,26 @@ def subjects(plan: Decisions) -> str:
     return name if len(plan.entries) == 1 else f"{name}s"
 
 
-def output_error(whole: WholeModel) -> str:
-    """Errors of the model's outputs."""
-    return ", ".join(percent(error) for error in whole.errors) or "no floating-point output"
-
-
-def spread(timing: Timing) -> str:
-    """Median with its quartiles."""
-    low, median, high = (1e3 * t for t in (timing.low, timing.median, timing.high))
-    return f"{median:.3g} ms [{low:.3g}..{high:.3g}]"
-
-
 def _header(plan: Decisions) -> list[str]:
     """What the figures mean and where they hold."""
     settings, environment = plan.settings, plan.environment
     measured = "relative output error" if plan.calibrated else "weight error"
-    lines = [f"tolerance {settings.tolerance:g} ({measured}; {plan.calibration})"]
+    lines = [f"{budget(settings)} ({measured}; {plan.calibration})"]
     if settings.objective == "macs":
         lines.append("objective: multiplies, nothing was timed")
     lines.append(
         f"torch {environment.torch_version}, {environment.device}, {environment.machine}, "
         f"{environment.threads} threads"
     )
-    return lines
+    return [*lines, *(unsteady(plan) if environment.busy else [])]
 
 
 def _footer(plan: Decisions) -> list[str]:
     """The whole model."""
-    lines = [replaced(plan)]
+    lines = [replaced(plan), *spent(plan)]
     if plan.whole is not None:
-        lines.append(_whole(plan.whole, plan.calibrated))
-    return lines
-
-
-def _whole(whole: WholeModel, calibrated: bool) -> str:
-    """Errors and times of the whole model."""
-    text = f"whole model: output error {output_error(whole)}"
-    if not calibrated:
-        text += " on the example inputs"
-    if whole.before is None or whole.after is None:
-        return text
-    speedup = whole.before.median / whole.after.median
-    text += f"; {spread(whole.before)} -> {spread(whole.after)} ({speedup:.2f}x"
-    return text + (", in channels_last)" if whole.memory_format == "channels_last" else ")")
-
-
-def percent(value: float | None) -> str:
-    """A relative error; those that are only rounding as a power of ten."""
-    if value is None:
-        return ""
-    return f"{value:.0e}" if 0 < value < 5e-5 else f"{value:.2%}"
-
-
-def _milliseconds(timing: Timing | None) -> str:
-    """A time."""
-    return "" if timing is None else f"{1e3 * timing.median:.3g}"
+        lines.append(whole(plan.whole, plan.calibrated))
+    return [*lines, *unsteady(plan)]
 
 
 def _piped(cells: Iterable[str]) -> str:

@@ -15,6 +15,7 @@ from convfactor.latency import Timing
 from convfactor.model.sites import Subject
 from convfactor.plans.circumstances import HeldOut
 from convfactor.plans.decisions import Decision, Decisions, Entry, Replaced, Swapped
+from convfactor.plans.spending import Spending
 
 DTYPES = ("float64", "float32", "float16", "bfloat16")
 LARGEST_KERNEL = 1 << 27  # values of a composed kernel: a gigabyte in float64
@@ -38,6 +39,8 @@ def check_plan(plan: Decisions) -> None:
     if plan.whole is not None:
         _demand(_are_errors(plan.whole.errors), "whole", "errors must be >= 0")
         _check_timings("whole", plan.whole.before, plan.whole.after)
+    if plan.spending is not None:
+        _check_spending(plan.spending)
     for entry in plan.entries:
         _check_entry(entry)
 
@@ -67,6 +70,15 @@ def _demand(fine: bool, where: str, message: str) -> None:
     """Refuse a value."""
     if not fine:
         raise ValueError(f"{where}: {message}")
+
+
+def _check_spending(spending: Spending) -> None:
+    """Refuse what no budget becomes."""
+    figures = (spending.limit, spending.samples, spending.seconds)
+    offers = (spending.chosen, *spending.offers)
+    shares = (share for _, share in spending.shares)
+    fine = _are_errors((*figures, *shares)) and all(0 < o.cost <= 1 for o in offers)
+    _demand(fine, "spending", "figures must be >= 0, and costs at most those of the original")
 
 
 def _check_entry(entry: Entry) -> None:

@@ -12,7 +12,7 @@ from matplotlib.transforms import Bbox
 from convfactor.conv.structure import Structure
 from convfactor.factorization.factorization import Factorization
 from convfactor.plots.style import BLUE, GREY, VERMILION, styled
-from convfactor.scalars import check_tolerance
+from convfactor.scalars import check_fraction
 
 FLOOR = 1e-17  # where an error of exactly 0 is drawn, on the logarithmic axis
 STEPS = range(1, 25)  # of labels above and below their points, each 8 typographic points
@@ -106,7 +106,7 @@ def _check(
             f"chosen must be an index into the {len(factorizations)} factorizations, got {chosen}"
         )
     if tolerance is not None:
-        check_tolerance(tolerance)
+        check_fraction("tolerance", tolerance)
 
 
 def _draw_points(axis: Axes, points: Sequence[Point], chosen: int | None) -> None:

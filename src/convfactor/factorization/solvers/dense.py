@@ -87,8 +87,11 @@ def solve(request: Request) -> Cascade:
     flats.append(drawn(layout, draws * problem.groups, generator).to(flats[0].device))
     flats = [_refit(layout, reduction, torch.cat(flats)), *given]
     descent = Descent(layout, reduction, torch.cat(flats))
-    limits = _limits(request.effort, layout, reduction)
-    flat = _descend(descent, _LONG_TRIAL if draws else _TRIAL, limits, request)
+    if layout.stages == 1:  # of one stage alone, least squares is the answer
+        flat = descent.flat[_best(descent.loss, problem.groups)]
+    else:
+        limits = _limits(request.effort, layout, reduction)
+        flat = _descend(descent, _LONG_TRIAL if draws else _TRIAL, limits, request)
     if turned:
         flat, layout = layout.transpose(flat), layout.transposed
     weights = layout.split(flat)

@@ -1,0 +1,70 @@
+"""What a run has solved, kept for a run that goes on where it was interrupted."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors.torch
+
+from convfactor.conv.cascade import Cascade
+from convfactor.factorization.factorization import Factorization
+from convfactor.factorization.factorizer import Factorizer
+from convfactor.model.digests import digest
+from convfactor.planning.frontier import Look
+
+
+@dataclass(frozen=True)
+class Memo:
+    """Answers by what was asked, one file each; no pickle.
+
+    Attributes:
+        folder: Where they are kept; None keeps nothing.
+        data: What tells the calibration data apart.
+    """
+
+    folder: Path | None
+    data: str
+
+    def recall(self, task: Look) -> list[Factorization] | None:
+        """The answers to a task that was solved before, measured anew; or None."""
+        if self.folder is None:
+            return None
+        with contextlib.suppress(Exception):  # what is damaged is solved again
+            tensors = safetensors.torch.load_file(self._path(task))
+            answers = []
+            for i, structure in enumerate(task.structures):
+                if f"{i}.0" in tensors:
+                    weights = [tensors[f"{i}.{j}"] for j in range(len(structure.stages))]
+                    answers.append(task.factorizer.measure(Cascade.of(structure, weights)))
+            return answers
+        return None
+
+    def keep(self, task: Look, answers: Sequence[Factorization]) -> None:
+        """Write the answers to a task, as a whole or not at all."""
+        if self.folder is None:
+            return
+        tensors = {
+            f"{i}.{j}": stage.weight.cpu().contiguous()
+            for i, answer in enumerate(answers)
+            for j, stage in enumerate(answer.stages)
+        }
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=self.folder) as scratch:
+            fresh = Path(scratch) / "fresh"
+            safetensors.torch.save_file(tensors, fresh)
+            os.replace(fresh, self._path(task))
+
+    def _path(self, task: Look) -> Path:
+        """A name that says what was asked."""
+        assert self.folder is not None
+        own: Factorizer = task.factorizer
+        asked = (own.kernel, own.seed, own.ridge, task.structures, self.data)
+        weight = digest({"weight": own.weight})
+        name = hashlib.sha256(f"{asked!r} {weight}".encode()).hexdigest()
+        return self.folder / f"{name[:32]}.safetensors"

@@ -1,0 +1,143 @@
+"""What a model has to offer before any decision: sites found, priced and calibrated."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.progress import Progress
+from torch import nn
+
+from convfactor.latency import Clock
+from convfactor.model.finding import Select, find
+from convfactor.model.inputs import ModelInputs
+from convfactor.model.reasons import Reason
+from convfactor.model.sites import Found, Site, TransformSite, TurnedAway
+from convfactor.planning import calibration
+from convfactor.planning.calibration import SiteData, Split
+from convfactor.planning.layers import LARGEST_PATCH, Layer
+from convfactor.planning.pricing import Price
+from convfactor.planning.resume import decided
+from convfactor.plans.circumstances import Environment, WhiteNoise
+from convfactor.plans.decisions import Decision, Kept
+from convfactor.plans.plan import Plan
+from convfactor.plans.settings import Settings
+from convfactor.progress import steps
+
+UNREACHED = Kept(Reason("uncalled", "not called", "not called with the calibration data"))
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """The sites of a model.
+
+    Attributes:
+        found: All that was found, in the order of the calls.
+        plan: The plan to extend, without entries.
+        known: Decisions that need no further work.
+        layers: The other convolutions, priced.
+        data: What the calibration knows of those that are worth it.
+        device: Where the model is.
+    """
+
+    found: Sequence[Found]
+    plan: Plan
+    known: Mapping[Found, Decision]
+    layers: Mapping[Found, Layer]
+    data: dict[Site, SiteData]
+    device: torch.device
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        inputs: ModelInputs,
+        batches: Split | None,
+        settings: Settings,
+        select: Select | None,
+        progress: Progress,
+        checkpoint: Path | None,
+        clock: Clock,
+    ) -> Prepared:
+        """Look at a model; see ``make_plan`` for the arguments and errors."""
+        found = find(model, inputs, settings.min_kernel_size, select)
+        _check_weights(found)
+        device = next((s.weight.device for s in found if isinstance(s, Site)), torch.device("cpu"))
+        identity = WhiteNoise() if batches is None else batches.identity
+        plan = Plan(
+            (), settings, Environment.current(device, settings.objective == "latency"), identity
+        )
+        earlier = decided(checkpoint, plan)
+        known: dict[Found, Decision] = {
+            one: decision
+            for one in found
+            if (decision := _forgone(one, batches) or earlier.get(one.subject)) is not None
+        }
+        unknown = [one for one in found if one not in known]
+        layers = _priced(unknown, settings, clock, progress)
+        data = _calibrated(model, layers, batches, settings.seed, progress)
+        if batches is not None:
+            worth = (site for site, layer in layers.items() if layer.ladders)
+            known.update((site, UNREACHED) for site in worth if site not in data)
+        return cls(found, plan, known, layers, data, device)
+
+
+def _forgone(one: Found, batches: Split | None) -> Kept | None:
+    """What is known to be kept before anything is tried."""
+    if isinstance(one, TurnedAway):
+        return Kept(one.reason)
+    if batches is None or isinstance(one, TransformSite):
+        return None
+    size = math.prod(one.geometry.weight_shape[1:])
+    if size <= LARGEST_PATCH:
+        return None
+    text = f"its patches hold {size} values, more than the {LARGEST_PATCH} that can be calibrated"
+    return Kept(Reason("size", "too large to be calibrated", text))
+
+
+def _priced(
+    found: Sequence[Found], settings: Settings, clock: Clock, progress: Progress
+) -> dict[Found, Layer]:
+    """Price the structures of every site."""
+    known: dict[object, Price] = {}
+    names = [one.subject.name for one in found]
+    return {
+        site: Layer.price(site, settings, known, clock)
+        for site, _ in zip(found, steps(progress, "timing", names), strict=True)
+        if isinstance(site, Site)
+    }
+
+
+def _calibrated(
+    model: nn.Module,
+    layers: Mapping[Found, Layer],
+    batches: Split | None,
+    seed: int,
+    progress: Progress,
+) -> dict[Site, SiteData]:
+    """Run the calibration data through the model for the sites that are worth it."""
+    worth = [layer for layer in layers.values() if layer.ladders]
+    if batches is None or not worth:
+        return {}
+    task = progress.add_task("calibrating", total=len(batches.fit), detail="")
+    return calibration.collect(
+        model,
+        [layer.site for layer in worth],
+        [layer.margin for layer in worth],
+        batches,
+        seed,
+        lambda done: progress.update(task, completed=done),
+    )
+
+
+def _check_weights(found: Sequence[Found]) -> None:
+    """Refuse a model whose weights are not numbers."""
+    for site in found:
+        if isinstance(site, Site) and not bool(site.weight.detach().isfinite().all()):
+            raise ValueError(
+                f"model must have finite weights, got Inf or NaN in {site.subject.weight_name}; "
+                "leave the layer out with select, or load sound weights"
+            )

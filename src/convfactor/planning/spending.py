@@ -1,0 +1,271 @@
+"""Spend one budget for a whole model where it saves the most time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field, replace
+
+from rich.progress import Progress
+from torch import nn
+
+from convfactor.latency import FEWEST_ROUNDS, Clock
+from convfactor.model.copies import copied
+from convfactor.model.inputs import ModelInputs
+from convfactor.model.sites import Found, TransformSite
+from convfactor.planning import transforms
+from convfactor.planning.bench import Trial
+from convfactor.planning.calibration import Split
+from convfactor.planning.choices import Choice, Choices, candidates
+from convfactor.planning.effects import Allowance, Effect
+from convfactor.planning.frontier import Frontier, Memory, look_at
+from convfactor.planning.prepared import Prepared
+from convfactor.planning.quality import Quality
+from convfactor.planning.refinement import refine
+from convfactor.plans.decisions import Decision, Entry, Replaced
+from convfactor.plans.plan import Plan
+from convfactor.plans.spending import Offer, Spending
+from convfactor.progress import Told, steps
+
+ROUNDS = 6
+SOLVE_SECONDS = 20.0
+WHOLE_SECONDS = 1.0
+# Allowances, relative to that of the choice, for which the frontier of the model is told.
+FRONTIER = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.5, 2.0, 4.0, 8.0, 16.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Try:
+    """A choice, solved, refined and measured.
+
+    Attributes:
+        choice: What was chosen.
+        trials: Its solutions.
+        plan: The plan with them.
+        solved: The loss after solving.
+        refined: The loss after refinement; None where that was not done or did not help.
+    """
+
+    choice: Choice
+    trials: Mapping[int, Trial]
+    plan: Plan
+    solved: float
+    refined: float | None = None
+
+    @property
+    def loss(self) -> float:
+        """The loss in the end."""
+        return self.solved if self.refined is None else self.refined
+
+
+@dataclass(eq=False)
+class Spender:
+    """Finds the fastest model within a budget.
+
+    Every layer is looked at: what it can save, and at which error. Each is then exchanged alone,
+    which shows what its error does to the model; as the effects of several layers nearly add up, a
+    knapsack finds the best choice for all of them. It is solved, refined and measured, and the
+    allowance of the next choice follows from how far off the sum of the effects was.
+
+    Attributes:
+        prepared: The sites of the model.
+        model: The model; it is left as it was.
+        inputs: Example inputs.
+        batches: Calibration data, or None for white noise.
+        quality: What the budget is spent on.
+        clock: Times calls.
+        progress: Display for the progress.
+        memory: Remembers what is solved.
+    """
+
+    prepared: Prepared
+    model: nn.Module
+    inputs: ModelInputs
+    batches: Split | None
+    quality: Quality
+    clock: Clock
+    progress: Progress
+    memory: Memory
+    _frontiers: list[Frontier] = field(default_factory=list)
+
+    def spend(self, executor: Executor | None) -> Plan:
+        """Find the best plan within the budget.
+
+        Args:
+            executor: Where to take the first look at the layers; None does so here.
+        """
+        started = time.monotonic()
+        self._end = started + self.prepared.plan.settings.time_limit
+        self._decided = {one: self._beforehand(one) for one in self.prepared.found}
+        self._sites = [one for one, decision in self._decided.items() if decision is None]
+        for site in self._sites:
+            layer = self.prepared.layers[site]
+            self._frontiers.append(Frontier(layer, self.prepared.data.pop(layer.site, None)))
+        look_at(self._frontiers, executor, self.memory, self._steps("solving"))
+        self._choices = Choices(self._frontiers, self._effects(), self._cost_of_all())
+        tries = self._tries()
+        holding = [one for one in tries if self.quality.part(one.loss) <= 1]
+        best = max(holding, key=lambda one: self._choices.saved(one.choice), default=None)
+        plan = self._plan({}) if best is None else self._settled(best)
+        told = self._told(best, tries, time.monotonic() - started)
+        return replace(plan, spending=told)
+
+    def _beforehand(self, one: Found) -> Decision | None:
+        """What becomes of a site whatever the budget is."""
+        if one in self.prepared.known:
+            return self.prepared.known[one]
+        if isinstance(one, TransformSite):
+            settings, device = self.prepared.plan.settings, self.prepared.device
+            return transforms.decide(one, settings, device, self.clock)
+        layer = self.prepared.layers[one]
+        return layer.hopeless(self.prepared.data.get(layer.site))
+
+    def _cost_of_all(self) -> float:
+        """What the whole model costs, in the unit of the prices."""
+        layers = sum(frontier.cost for frontier in self._frontiers)
+        if self.prepared.plan.settings.objective == "macs" or not layers:
+            return layers
+        run = [lambda: self.inputs.run(self.model)]
+        (timing,) = self.clock(run, self.prepared.device, WHOLE_SECONDS, FEWEST_ROUNDS)
+        return max(timing.median, layers)
+
+    def _effects(self) -> list[Effect]:
+        """Find out what the error of each layer does to the model, exchanged alone."""
+        effects = []
+        told = self._steps("measuring")
+        for (i, frontier), _ in zip(enumerate(self._frontiers), told, strict=True):
+            losses = [
+                (trial.error, self._loss(self._plan({i: trial}))) for trial in frontier.examples()
+            ]
+            effects.append(Effect.of([(e, self.quality.part(loss)) for e, loss in losses]))
+        return effects
+
+    def _tries(self) -> list[Try]:
+        """Choose, solve, refine and measure until nothing better is to be expected."""
+        tries: list[Try] = []
+        allowance = Allowance.first(self.prepared.plan.settings.refine)
+        self._task = task = self.progress.add_task("choosing", total=ROUNDS, detail="")
+        for _ in range(ROUNDS):
+            choice = self._untried(allowance, tries)
+            if not choice or (tries and time.monotonic() > self._end):
+                break
+            tries.append(self._try(choice))
+            part = self.quality.part(tries[-1].loss)
+            allowance.learn(self._choices.expected(choice), part)
+            layers = f"{len(choice)} {'layer' if len(choice) == 1 else 'layers'}"
+            detail = f"{layers} save {1 - self._choices.cost(choice):.0%} for {part:.0%} of it"
+            self.progress.update(task, advance=1, detail=detail)
+        self.progress.update(task, completed=ROUNDS)
+        return tries
+
+    def _untried(self, allowance: Allowance, tries: Sequence[Try]) -> Choice:
+        """The choice for an allowance, or for the next one that gives a choice that is new."""
+        known = {frozenset(candidates(one.choice).items()): one for one in tries}
+        while True:
+            choice = self._choices.best(allowance.value)
+            same = known.get(frozenset(candidates(choice).items()))
+            if same is None:
+                return choice
+            if not allowance.pass_by(self.quality.part(same.loss)):
+                return {}
+
+    def _settled(self, best: Try) -> Plan:
+        """Keep the layers whose gain is none, or in doubt, as far as the others hold."""
+        plan = best.plan
+        for i, trial in best.trials.items():
+            place = self._place(i)
+            subject, decision = self._sites[i].subject, self._frontiers[i].layer.settled(trial)
+            entries = (*plan.entries[:place], Entry(subject, decision), *plan.entries[place + 1 :])
+            changed = replace(plan, entries=entries)
+            if isinstance(decision, Replaced) or self.quality.part(self._loss(changed)) <= 1:
+                plan = changed
+        return plan
+
+    def _try(self, choice: Choice) -> Try:
+        """Solve, refine and measure a choice."""
+        trials = {
+            i: self._frontiers[i].solve(point.candidate, SOLVE_SECONDS)
+            for i, point in choice.items()
+        }
+        plan = self._plan(trials)
+        tried = Try(choice, trials, plan, self._loss(plan))
+        settings = plan.settings
+        if not settings.refine or self.batches is None:
+            return tried
+        better = refine(
+            self.model,
+            plan,
+            self.batches.fit,
+            self.quality.loss,
+            settings.seed,
+            self._end,
+            settings.objective == "latency",
+            self._hear,
+        )
+        if not better:
+            return tried
+        trials = {
+            i: self._frontiers[i].retouched(trial, better[self._place(i)])
+            for i, trial in trials.items()
+        }
+        plan = self._plan(trials)
+        return replace(tried, trials=trials, plan=plan, refined=self._loss(plan))
+
+    def _plan(self, trials: Mapping[int, Trial]) -> Plan:
+        """The plan that takes some solutions, and keeps the other layers."""
+        plan = self.prepared.plan
+        numbers = {site: i for i, site in enumerate(self._sites)}
+        for one, decision in self._decided.items():
+            if decision is None:
+                number = numbers[one]
+                frontier, trial = self._frontiers[number], trials.get(number)
+                decision = frontier.kept() if trial is None else frontier.replaced(trial)
+            plan = plan.extended(Entry(one.subject, decision))
+        return plan
+
+    def _place(self, i: int) -> int:
+        """Index of a layer's entry in the plan."""
+        return self.prepared.found.index(self._sites[i])
+
+    def _loss(self, plan: Plan) -> float:
+        """How much worse a plan makes the model."""
+        return self.quality.loss(plan.rewrite(copied(self.model)))
+
+    def _told(self, best: Try | None, tries: Sequence[Try], seconds: float) -> Spending:
+        """What became of the budget."""
+        choice: Choice = {} if best is None else best.choice
+        loss = 0.0 if best is None else best.loss
+        # The sum of the effects is off by this factor, as far as the tries tell.
+        latest = best or (tries[-1] if tries else None)
+        expected = 0.0 if latest is None else self._choices.expected(latest.choice)
+        off = self.quality.part(latest.loss) / expected if latest and expected else 1.0
+        costs = [self._choices.cost(one.choice) for one in tries]
+        offers = {c: Offer(c, one.loss, True) for c, one in zip(costs, tries, strict=True)}
+        for share in FRONTIER:
+            other = self._choices.best(share * (expected or 1.0))
+            lost = self.quality.of_part(off * self._choices.expected(other))
+            offer = Offer(self._choices.cost(other), lost, False)
+            offers.setdefault(offer.cost, offer)
+        names = [site.subject.name for site in self._sites]
+        return Spending(
+            limit=self.quality.limit,
+            before=self.quality.before,
+            solved=None if best is None else best.solved,
+            refined=None if best is None else best.refined,
+            samples=self.quality.samples,
+            shares=tuple(
+                (names[i], off * self._choices.effects[i].part(p.error)) for i, p in choice.items()
+            ),
+            chosen=Offer(self._choices.cost(choice), loss, True),
+            offers=tuple(sorted(offers.values(), key=lambda offer: -offer.cost)),
+            seconds=seconds,
+        )
+
+    def _hear(self, text: str) -> None:
+        """Show how far the refinement is."""
+        self.progress.update(self._task, detail=text)
+
+    def _steps(self, description: str) -> Iterator[Told]:
+        """Go through the layers on the display."""
+        return steps(self.progress, description, [one.subject.name for one in self._sites])
