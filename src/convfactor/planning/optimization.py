@@ -198,7 +198,7 @@ def _job(
     whole = asked["model_tolerance"] is not None or asked["max_drop"] is not None
     settings = Settings(
         **asked,
-        evaluate="" if evaluate is None else getattr(evaluate, "__qualname__", "evaluate"),
+        evaluate="" if evaluate is None else getattr(evaluate, "__name__", "evaluate"),
         refine=whole and calibration is not None if refine is None else refine,
         time_limit=math.inf if time_limit is None else time_limit,
     )
