@@ -42,7 +42,7 @@ def test_the_error_of_the_output_is_that_of_numpy():
 @pytest.mark.parametrize("broken", [nn.Conv2d(3, 2, 5, padding=2), nn.Conv2d(2, 3, 5, padding=2)])
 def test_a_model_that_fails_is_infinitely_worse(broken):
     assert OutputError(conv(), INPUTS, 0.5, 0).loss(broken) == math.inf
-    drop = Drop.of(conv(), lambda model: float(model(images()).sum()), 0.5, True, 0)
+    drop = Drop.of(conv(), lambda model: float(model(images()).detach().sum()), 0.5, True, 0)
     assert drop.loss(nn.Conv2d(3, 2, 5)) == math.inf
 
 

@@ -13,7 +13,7 @@ from torch import nn
 import convfactor
 from convfactor import ToleranceError
 from convfactor.model.agreement import output_errors
-from convfactor.planning import frontier, refinement, spending
+from convfactor.planning import frontier, judge, refinement, spending
 from convfactor.planning.choices import LEAST_RETURN
 from convfactor.plans.decisions import Kept, Replaced
 
@@ -81,13 +81,15 @@ def test_the_output_is_within_the_budget_and_a_larger_one_saves_more(frontier_of
 def test_every_layer_tells_its_share_and_why_it_is_kept(frontier_of_net):
     _, results = frontier_of_net
     for _, plan in results.values():
-        shares = dict(plan.spending.shares)
+        shares = {share.name: share.part for share in plan.spending.shares}
         assert set(shares) == {plan.entries[i].name for i in plan.replaced}
         for entry in plan.entries:
             if isinstance(entry.decision, Kept):
                 assert entry.decision.reason.code in ("budget", "speed")
             else:
                 assert shares[entry.name] > 0
+        saved = sum(share.saved for share in plan.spending.shares)
+        assert plan.spending.chosen.cost == pytest.approx(1 - saved) == pytest.approx(cost(plan))
     _, plan = results[0.1]
     assert f"model tolerance 0.1 (relative output error; {plan.calibration})" in str(plan)
     assert "of 10.00% allowed (2 batches that no fit has seen)" in str(plan)
@@ -167,7 +169,7 @@ def test_what_saves_next_to_nothing_is_not_worth_an_error():
     whole = sum(e.subject.geometry.macs for e in plan.entries)
     for entry in plan.entries:
         if entry.replaced:
-            share = dict(plan.spending.shares)[entry.name]
+            (share,) = (s.part for s in plan.spending.shares if s.name == entry.name)
             saved = (1 - entry.decision.cost.relative) * entry.subject.geometry.macs / whole
             assert saved > LEAST_RETURN * share / 2
 
@@ -258,6 +260,24 @@ def test_an_interrupted_run_goes_on(frontier_of_net, tmp_path, monkeypatch):
     assert [e.decision.structure for e in plan.entries] == [
         e.decision.structure for e in results[0.1][1].entries
     ]
+
+
+def test_a_layer_that_is_kept_after_all_is_not_accounted_for(monkeypatch):
+    model = net()
+    sound = judge.Judge.sound
+
+    def strict(self, chosen):
+        return sound(self, chosen).without(chosen.replaced[0], "not this one")
+
+    monkeypatch.setattr(judge.Judge, "sound", strict)
+    _, plan = spent(model, model_tolerance=0.1, refine=False)
+    spending = plan.spending
+    assert {s.name for s in spending.shares} == {plan.entries[i].name for i in plan.replaced}
+    assert spending.loss == pytest.approx(plan.whole.errors[0], rel=0.05)
+    assert spending.chosen.cost == pytest.approx(cost(plan))
+    nothing = spending.only((), 0.0)
+    assert (nothing.solved, nothing.refined, nothing.shares) == (None, None, ())
+    assert nothing.chosen.cost == 1
 
 
 def test_a_time_limit_ends_with_what_there_is():

@@ -182,12 +182,13 @@ class Frontier:
 
     @property
     def cost(self) -> float:
-        """What the original costs, in seconds or multiplies of one run of the model."""
-        (first, *_) = self._candidates.values()
-        before = self.layer.price_of(first).cost.before
+        """What the original costs, in seconds or multiplies of one run; 0 if unknown."""
+        before = next((self.layer.price_of(c).cost.before for c in self._candidates.values()), None)
         if before is not None:
             return before.median
         site = self.layer.site
+        if self.layer.settings.objective == "latency":
+            return 0.0
         pixels = sum(
             calls
             * math.prod(shape.size[:-3])
@@ -229,12 +230,12 @@ class Frontier:
         """The decision for none: what would have been saved first."""
         points = self.points()
         if not points:
-            return self.layer.too_slow()
+            return self.layer.missed(self._factorizer, [])
         point = points[-1]
         saved = 1 / point.price.relative
         text = (
             f"budget: {point.candidate.taps} would make it {saved:.2f}x as fast, with an error of "
-            f"{point.error:.2%}, and the budget is better spent elsewhere"
+            f"{point.error:.2%}, which takes more of the budget than it has, or than that is worth"
         )
         tried = Tried(point.candidate.pixels, point.price.cost, point.error)
         return Kept(Reason("budget", "budget", text), tried)

@@ -93,7 +93,8 @@ class Job:
         """What runs the whole model."""
         return Judge(self.model, self.inputs, () if self.batches is None else self.batches.held_out)
 
-    def _quality(self) -> Quality | None:
+    @functools.cached_property
+    def quality(self) -> Quality | None:
         """What the budget for the whole model is spent on; None where each layer has its own.
 
         Raises:
@@ -111,7 +112,7 @@ class Job:
     def plan(self, strict: bool, progress: bool | None) -> Plan:
         """Make the plan."""
         select = None if self.select is None else self._on_original(self.select)
-        quality = self._quality()
+        quality = self.quality
         with reporting(progress) as display, isolated(self.settings.seed):
             result = make_plan(
                 self.model,
@@ -125,7 +126,7 @@ class Job:
                 quality,
                 self.executor,
             )
-            result = self.judge.sound(self._unchanged(result))
+            result = self._accounted(self.judge.sound(self._unchanged(result)))
         if strict:
             _demand_budget(result)
         return result
@@ -135,7 +136,7 @@ class Job:
         chosen = self.plan(strict, progress)
         with reporting(progress) as display, isolated(self.settings.seed):
             display.add_task("comparing the whole model", total=None, detail="")
-            chosen = self.compare(chosen)
+            chosen = self._accounted(self.compare(chosen))
             return chosen.apply(self.original), chosen
 
     def _on_original(self, select: Select) -> Select:
@@ -143,6 +144,17 @@ class Job:
         originals = dict(self.original.named_modules())
         own = {id(module): originals.get(name) for name, module in self.model.named_modules()}
         return lambda name, module: select(name, own.get(id(module)) or module)
+
+    def _accounted(self, chosen: Plan) -> Plan:
+        """Measure again what is left of the budget where a layer is kept after all."""
+        spending, quality = chosen.spending, self.quality
+        names = {chosen.entries[i].name for i in chosen.replaced}
+        if spending is None or quality is None:
+            return chosen
+        if all(share.name in names for share in spending.shares):
+            return chosen
+        loss = quality.loss(chosen.rewrite(copied(self.model))) if names else 0.0
+        return replace(chosen, spending=spending.only(names, loss))
 
     def _unchanged(self, chosen: Plan) -> Plan:
         """Keep the layers whose weight is not the user's, since a run has changed it."""

@@ -145,7 +145,7 @@ class Layer:
                 missed.append(ladder.nearest)
         if found:
             return self._best(found)
-        return self._missed(factorizer, missed)
+        return self.missed(factorizer, missed)
 
     def _best(self, found: Sequence[Ladder[Candidate, Trial]]) -> Decision:
         """Take the cheapest of several, as wide as costs next to nothing."""
@@ -193,7 +193,7 @@ class Layer:
             bounds=factorization.bounds,
         )
 
-    def _missed(self, factorizer: Factorizer, missed: Sequence[Trial]) -> Kept:
+    def missed(self, factorizer: Factorizer, missed: Sequence[Trial]) -> Kept:
         """Say what came closest to the tolerance."""
         if not missed:
             large = (factorizer.too_large(rungs[0].taps) for rungs in self.ladders)

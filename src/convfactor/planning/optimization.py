@@ -79,7 +79,7 @@ def plan(
         checkpoint: Folder that keeps what is found as it is found; an interrupted run with the
             same arguments goes on from there.
         time_limit: Seconds after which the best plan so far is taken, where there is a budget for
-            the model; None for no limit.
+            the model; the first choice is always finished. None for no limit.
         executor: Solves the layers of a model with a budget in other processes, for instance a
             ``concurrent.futures.ProcessPoolExecutor``; the answers are the same. None does so here.
 

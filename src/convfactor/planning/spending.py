@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor
@@ -19,13 +20,13 @@ from convfactor.planning.bench import Trial
 from convfactor.planning.calibration import Split
 from convfactor.planning.choices import Choice, Choices, candidates
 from convfactor.planning.effects import Allowance, Effect
-from convfactor.planning.frontier import Frontier, Memory, look_at
+from convfactor.planning.frontier import Frontier, Memory, Point, look_at
 from convfactor.planning.prepared import Prepared
 from convfactor.planning.quality import Quality
 from convfactor.planning.refinement import refine
 from convfactor.plans.decisions import Decision, Entry, Replaced
 from convfactor.plans.plan import Plan
-from convfactor.plans.spending import Offer, Spending
+from convfactor.plans.spending import Offer, Share, Spending
 from convfactor.progress import Told, steps
 
 ROUNDS = 6
@@ -224,6 +225,12 @@ class Spender:
             plan = plan.extended(Entry(one.subject, decision))
         return plan
 
+    def _share(self, i: int, point: Point, off: float) -> Share:
+        """What a layer takes of the budget, and what it saves."""
+        part = off * self._choices.effects[i].part(point.error)
+        saved = self._frontiers[i].saved(point) / self._choices.whole
+        return Share(self._sites[i].subject.name, part, saved)
+
     def _place(self, i: int) -> int:
         """Index of a layer's entry in the plan."""
         return self.prepared.found.index(self._sites[i])
@@ -240,6 +247,7 @@ class Spender:
         latest = best or (tries[-1] if tries else None)
         expected = 0.0 if latest is None else self._choices.expected(latest.choice)
         off = self.quality.part(latest.loss) / expected if latest and expected else 1.0
+        off = off if math.isfinite(off) else 1.0
         costs = [self._choices.cost(one.choice) for one in tries]
         offers = {c: Offer(c, one.loss, True) for c, one in zip(costs, tries, strict=True)}
         for share in FRONTIER:
@@ -247,16 +255,13 @@ class Spender:
             lost = self.quality.of_part(off * self._choices.expected(other))
             offer = Offer(self._choices.cost(other), lost, False)
             offers.setdefault(offer.cost, offer)
-        names = [site.subject.name for site in self._sites]
         return Spending(
             limit=self.quality.limit,
             before=self.quality.before,
             solved=None if best is None else best.solved,
             refined=None if best is None else best.refined,
             samples=self.quality.samples,
-            shares=tuple(
-                (names[i], off * self._choices.effects[i].part(p.error)) for i, p in choice.items()
-            ),
+            shares=tuple(self._share(i, point, off) for i, point in choice.items()),
             chosen=Offer(self._choices.cost(choice), loss, True),
             offers=tuple(sorted(offers.values(), key=lambda offer: -offer.cost)),
             seconds=seconds,

@@ -29,11 +29,11 @@ def spent(plan: Decisions) -> list[str]:
     lines = []
     if spending.solved is not None:
         lines.append(f"budget: {_spent(plan.settings, spending)}")
-        lines.append(
-            "shares of it: "
-            + ", ".join(f"{name} {share:.0%}" for name, share in spending.shares)
-            + ", as measured one by one"
+        shares = (
+            f"{share.name} {share.part:.0%} for {share.saved:.0%} of the time"
+            for share in spending.shares
         )
+        lines.append(f"shares of it: {', '.join(shares)}, as measured one by one")
     ahead = spending.next
     if ahead is not None:
         guess = "" if ahead.measured else "about "

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,21 @@ class Offer:
 
 
 @dataclass(frozen=True)
+class Share:
+    """What one layer takes of the budget, and gives for it.
+
+    Attributes:
+        name: Of the layer.
+        part: Part of the budget, as measured with that layer alone.
+        saved: What it saves, relative to the cost of the model.
+    """
+
+    name: str
+    part: float
+    saved: float
+
+
+@dataclass(frozen=True)
 class Spending:
     """How a budget for a whole model was spent.
 
@@ -31,8 +47,7 @@ class Spending:
         refined: The loss after training what is replaced; None where that was not done, or did
             not help.
         samples: How many batches or evaluations a loss is measured on.
-        shares: Part of the budget that each replaced layer takes, by name, as measured with that
-            layer alone.
+        shares: What each replaced layer takes and gives.
         chosen: What was chosen.
         offers: What else there is, from the slowest to the fastest.
         seconds: How long planning took.
@@ -43,7 +58,7 @@ class Spending:
     solved: float | None
     refined: float | None
     samples: int
-    shares: tuple[tuple[str, float], ...]
+    shares: tuple[Share, ...]
     chosen: Offer
     offers: tuple[Offer, ...]
     seconds: float
@@ -58,3 +73,19 @@ class Spending:
         """The next faster model, which the budget does not allow."""
         faster = [o for o in self.offers if o.cost < self.chosen.cost and o.loss > self.limit]
         return max(faster, key=lambda offer: offer.cost, default=None)
+
+    def only(self, names: Collection[str], loss: float) -> Spending:
+        """What is left where some layers are kept after all.
+
+        Args:
+            names: The layers that are still replaced.
+            loss: The loss with them.
+        """
+        shares = tuple(share for share in self.shares if share.name in names)
+        return replace(
+            self,
+            solved=loss if shares and self.refined is None else self.solved if shares else None,
+            refined=loss if shares and self.refined is not None else None,
+            shares=shares,
+            chosen=Offer(1 - sum(share.saved for share in shares), loss, True),
+        )

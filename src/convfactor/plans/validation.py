@@ -76,7 +76,7 @@ def _check_spending(spending: Spending) -> None:
     """Refuse what no budget becomes."""
     figures = (spending.limit, spending.samples, spending.seconds)
     offers = (spending.chosen, *spending.offers)
-    shares = (share for _, share in spending.shares)
+    shares = (share.part for share in spending.shares)
     fine = _are_errors((*figures, *shares)) and all(0 < o.cost <= 1 for o in offers)
     _demand(fine, "spending", "figures must be >= 0, and costs at most those of the original")
 
