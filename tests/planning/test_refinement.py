@@ -110,6 +110,23 @@ def test_it_is_never_worse_on_unseen_data(monkeypatch):
     assert layers == {}
 
 
+def test_an_evaluation_sees_a_frozen_model_as_the_plan_would_give_it(monkeypatch):
+    monkeypatch.setattr(refinement, "STEPS", 40)
+    model = Net().requires_grad_(False)
+    x = images(8, size=24)
+    true = model(x)
+    seen = []
+
+    def loss(student):
+        seen.append(float(abs(student(x).numpy() - true.numpy()).mean()))  # fails for a gradient
+        return seen[-1]
+
+    inputs = [ModelInputs.read(batch) for batch in SEEN]
+    better = refine(model, spoilt(model), inputs, loss, 0, math.inf, False, lambda text: None)
+    assert sorted(better) == [0, 1]
+    assert min(seen) < seen[0]
+
+
 def test_where_no_gradient_arrives_nothing_is_trained():
     model = Unreachable()
     _, layers, told = refined(model, spoilt(model), OutputError(model, UNSEEN, 0.1, 0))

@@ -17,9 +17,9 @@ from convfactor.factorization.budget import Budget
 from convfactor.factorization.factorization import Factorization
 from convfactor.factorization.factorizer import Factorizer
 from convfactor.model.reasons import Reason
-from convfactor.planning.bench import Bench, Candidate, Trial
+from convfactor.planning.bench import Candidate, Trial
 from convfactor.planning.calibration import SiteData
-from convfactor.planning.layers import SHRINKAGE, Layer
+from convfactor.planning.layers import Layer
 from convfactor.planning.pricing import Price
 from convfactor.planning.pupil import Refined
 from convfactor.plans.decisions import Kept, Replaced, Tried
@@ -133,14 +133,8 @@ class Frontier:
     def __post_init__(self) -> None:
         """Leave out what can't be solved."""
         layer, data = self.layer, self.data
-        self._factorizer = Factorizer(
-            layer.site.weight.detach(),
-            layer.site.geometry,
-            None if data is None else data.moments,
-            ridge=SHRINKAGE,
-            seed=layer.settings.seed,
-        )
-        self._bench = Bench(self._factorizer, layer.site, [] if data is None else data.held_out)
+        self._factorizer = layer.factorizer(data)
+        self._bench = layer.bench(self._factorizer, data)
         self._ladders = [
             rungs
             for ladder in layer.ladders

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from convfactor.conv.geometry import ConvGeometry, Pair
 from convfactor.factorization.budget import Budget
@@ -108,6 +108,20 @@ class Layer:
             return Kept(Reason.brief("constant", "its input does not vary in the calibration data"))
         return None
 
+    def factorizer(self, data: SiteData | None) -> Factorizer:
+        """What solves its structures, in the metric of the calibration data if there is any."""
+        return Factorizer(
+            self.site.weight.detach(),
+            self.site.geometry,
+            None if data is None else data.moments,
+            ridge=SHRINKAGE,
+            seed=self.settings.seed,
+        )
+
+    def bench(self, factorizer: Factorizer, data: SiteData | None) -> Bench:
+        """What measures solutions on held-out data."""
+        return Bench(factorizer, self.site, [] if data is None else data.held_out)
+
     def decide(self, data: SiteData | None, report: Report) -> Decision:
         """Solve the structures and choose.
 
@@ -118,17 +132,8 @@ class Layer:
         hopeless = self.hopeless(data)
         if hopeless is not None:
             return hopeless
-        moments = None if data is None else data.moments
-        factorizer = Factorizer(
-            self.site.weight.detach(),
-            self.site.geometry,
-            moments,
-            ridge=SHRINKAGE,
-            seed=self.settings.seed,
-            report=report,
-            budget=Budget(LAYER_SECONDS),
-        )
-        bench = Bench(factorizer, self.site, [] if data is None else data.held_out)
+        factorizer = replace(self.factorizer(data), report=report, budget=Budget(LAYER_SECONDS))
+        bench = self.bench(factorizer, data)
         found: list[Ladder[Candidate, Trial]] = []
         fastest = math.inf
         missed: list[Trial] = []

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +12,9 @@ import safetensors.torch
 
 from convfactor.conv.cascade import Cascade
 from convfactor.factorization.factorization import Factorization
-from convfactor.factorization.factorizer import Factorizer
 from convfactor.model.digests import digest
 from convfactor.planning.frontier import Look
+from convfactor.plans import storage
 
 
 @dataclass(frozen=True)
@@ -54,16 +52,12 @@ class Memo:
             for i, answer in enumerate(answers)
             for j, stage in enumerate(answer.stages)
         }
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=self.folder) as scratch:
-            fresh = Path(scratch) / "fresh"
-            safetensors.torch.save_file(tensors, fresh)
-            os.replace(fresh, self._path(task))
+        storage.replace_file(self._path(task), safetensors.torch.save(tensors))
 
     def _path(self, task: Look) -> Path:
         """A name that says what was asked."""
         assert self.folder is not None
-        own: Factorizer = task.factorizer
+        own = task.factorizer
         asked = (own.kernel, own.seed, own.ridge, task.structures, self.data)
         weight = digest({"weight": own.weight})
         name = hashlib.sha256(f"{asked!r} {weight}".encode()).hexdigest()

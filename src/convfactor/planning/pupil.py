@@ -153,8 +153,13 @@ class Pupil:
             layer.stages.requires_grad_(True)
         return cls(teacher, student, layers, biases, taught, learnt)
 
-    def sizes(self) -> list[tuple[nn.Parameter, float]]:
-        """What is trained, with how much each may change, before the outputs do by as much.
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """What is trained."""
+        return [p for layer in self.layers.values() for p in layer.stages.parameters()]
+
+    def sizes(self) -> list[float]:
+        """How much each parameter may change, before the outputs do by as much.
 
         The size of a weight, but less where the stages all but cancel each other.
         """
@@ -163,8 +168,18 @@ class Pupil:
             gain = max(1.0, layer.cascade().noise_gain())
             for parameter in layer.stages.parameters():
                 size = float(parameter.detach().float().square().mean().sqrt())
-                found.append((parameter, max(size, SMALLEST) / gain))
+                found.append(max(size, SMALLEST) / gain)
         return found
+
+    def judged(self, loss: Callable[[nn.Module], float]) -> float:
+        """How much worse the student is; it asks for no gradients meanwhile, as a frozen model."""
+        for parameter in self.parameters:
+            parameter.requires_grad_(False)
+        try:
+            return loss(self.student)
+        finally:
+            for parameter in self.parameters:
+                parameter.requires_grad_(True)
 
     def loss(self, batch: ModelInputs) -> Tensor:
         """How far the student is from the teacher, relative to how much the latter varies.
@@ -246,12 +261,12 @@ class Pupil:
 
     def state(self) -> list[Tensor]:
         """The parameters as they are now."""
-        return [parameter.detach().clone() for parameter, _ in self.sizes()]
+        return [parameter.detach().clone() for parameter in self.parameters]
 
     def restore(self, state: Sequence[Tensor]) -> None:
         """Go back to what they were."""
         with torch.no_grad():
-            for (parameter, _), value in zip(self.sizes(), state, strict=True):
+            for parameter, value in zip(self.parameters, state, strict=True):
                 parameter.copy_(value)
 
     def refined(self) -> dict[int, Refined]:

@@ -81,21 +81,21 @@ class _Training:
         """Train, and give the best that was seen."""
         pupil, rate = self.pupil, RATE
         best: dict[int, Refined] = {}
-        lowest = self.loss(pupil.student)
+        lowest = pupil.judged(self.loss)
         kept = pupil.state()
-        parameters = pupil.sizes()
-        optimizer = torch.optim.Adam([{"params": [p]} for p, _ in parameters])
+        sizes = pupil.sizes()
+        optimizer = torch.optim.Adam([{"params": [p]} for p in pupil.parameters])
         for step in range(self.steps):
             share = 0.5 * (1 + math.cos(math.pi * step / self.steps))
             share *= min(1.0, (step + 1) / WARM_UP)
-            for group, (_, size) in zip(optimizer.param_groups, parameters, strict=True):
+            for group, size in zip(optimizer.param_groups, sizes, strict=True):
                 group["lr"] = share * rate * size
             optimizer.zero_grad()
             self._mean_loss().backward()
             optimizer.step()
             last = step == self.steps - 1 or time.monotonic() > self.end
             if last or (step + 1) % max(1, self.steps // CHECKS) == 0:
-                now = self.loss(pupil.student)
+                now = pupil.judged(self.loss)
                 self.report(f"step {step + 1} of {self.steps}, {now:.3g} worse on unseen data")
                 if now < lowest:
                     best, lowest, kept = pupil.refined(), now, pupil.state()
@@ -170,5 +170,5 @@ def _trains(pupil: Pupil, batches: Sequence[ModelInputs]) -> bool:
                 pupil.loss(batch).backward()
     except Exception:  # whatever a user's forward raises
         return False
-    found = [parameter.grad for parameter, _ in pupil.sizes()]
+    found = [parameter.grad for parameter in pupil.parameters]
     return all(g is not None and bool(g.isfinite().all()) for g in found)

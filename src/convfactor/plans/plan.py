@@ -6,7 +6,6 @@ import contextlib
 import functools
 import operator
 import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -228,9 +227,5 @@ def _written(text: str, path: str | os.PathLike[str] | None) -> str:
         target = Path(path)
         if target.is_dir():
             raise ValueError(f"path must be a file, got the folder {target}")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-            fresh = Path(scratch) / target.name
-            fresh.write_text(text, encoding="utf-8", newline="")
-            os.replace(fresh, target)
+        storage.replace_file(target, text.encode())
     return text

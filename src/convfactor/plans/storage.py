@@ -44,6 +44,20 @@ def write(folder: Path, text: str, tensors: Mapping[str, Tensor], sha256: str) -
         left.unlink()
 
 
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a file as a whole or not at all.
+
+    Args:
+        path: The file; its folder is made if it does not exist.
+        data: What to write.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+        fresh = Path(scratch) / path.name
+        fresh.write_bytes(data)
+        os.replace(fresh, path)
+
+
 def read_record(folder: Path) -> str:
     """Read the record.
 
