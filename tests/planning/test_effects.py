@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from convfactor.planning.effects import CARE, HOPE, LEAST, Allowance, Effect
+from convfactor.planning.effects import CARE, HOPE, LEAST, Allowance, Effect, proportional
 
 errors = st.floats(1e-6, 0.5)
 
@@ -58,3 +58,13 @@ def test_an_allowance_is_always_a_positive_number(outcomes):
     for expected, part in outcomes:
         allowance.learn(expected, part)
         assert 0 < allowance.value < math.inf
+
+
+def test_parts_follow_the_errors_of_the_output():
+    assert proportional([3.0, -0.5, 0.5], [1.0, 3.0, 2.0]) == pytest.approx([0.5, 1.5, 1.0])
+    assert proportional([1.0, math.inf], [1.0, 1.0]) == [1.0, math.inf]
+
+
+@pytest.mark.parametrize("square", [math.inf, 0.0])
+def test_where_the_outputs_say_nothing_the_parts_stay(square):
+    assert proportional([0.25, 0.5], [square, 0.0]) == [0.25, 0.5]

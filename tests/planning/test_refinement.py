@@ -94,7 +94,7 @@ def test_the_model_comes_nearer_to_the_original(make, crop, monkeypatch):
     assert sorted(layers) == [0, 1]
     was, now = (quality.loss(p.apply(model)) for p in (plan, better))
     assert now < 0.5 * was
-    assert len(told) == refinement.CHECKS
+    assert len(told) == refinement.WINDOWS
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name])
     assert all(parameter.grad is None for parameter in model.parameters())

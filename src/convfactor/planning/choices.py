@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from convfactor.planning.bench import Candidate
 from convfactor.planning.effects import Effect
 from convfactor.planning.frontier import Frontier, Point
 from convfactor.planning.knapsack import Option, choose
@@ -54,8 +53,3 @@ class Choices:
     def cost(self, choice: Choice) -> float:
         """What the model costs with a choice, relative to the original."""
         return 1 - self.saved(choice) / self.whole if self.whole else 1.0
-
-
-def candidates(choice: Choice) -> dict[int, Candidate]:
-    """What is chosen, whatever is known of its error."""
-    return {i: point.candidate for i, point in choice.items()}

@@ -158,6 +158,16 @@ class Pupil:
         """What is trained."""
         return [p for layer in self.layers.values() for p in layer.stages.parameters()]
 
+    @property
+    def groups(self) -> list[int]:
+        """Of the stages that the parameters belong to."""
+        return [
+            shape.groups
+            for layer in self.layers.values()
+            for shape, stage in zip(layer.structure.stages, layer.stages, strict=True)
+            for _ in stage.parameters()
+        ]
+
     def sizes(self) -> list[float]:
         """How much each parameter may change, before the outputs do by as much.
 

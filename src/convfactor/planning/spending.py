@@ -16,13 +16,13 @@ from convfactor.model.copies import copied
 from convfactor.model.inputs import ModelInputs
 from convfactor.model.sites import Found, TransformSite
 from convfactor.planning import transforms
-from convfactor.planning.bench import Trial
+from convfactor.planning.bench import Candidate, Trial
 from convfactor.planning.calibration import Split
-from convfactor.planning.choices import Choice, Choices, candidates
-from convfactor.planning.effects import Allowance, Effect
+from convfactor.planning.choices import Choice, Choices
+from convfactor.planning.effects import Allowance, Effect, proportional
 from convfactor.planning.frontier import Frontier, Memory, Point, look_at
 from convfactor.planning.prepared import Prepared
-from convfactor.planning.quality import Quality
+from convfactor.planning.quality import OutputError, Quality
 from convfactor.planning.refinement import refine
 from convfactor.plans.decisions import Decision, Entry, Replaced
 from convfactor.plans.plan import Plan
@@ -30,6 +30,8 @@ from convfactor.plans.spending import Offer, Share, Spending
 from convfactor.progress import Told, steps
 
 ROUNDS = 6
+# Choices whose costs differ by less are not worth the time of trying both.
+ALIKE = 0.01
 SOLVE_SECONDS = 20.0
 WHOLE_SECONDS = 1.0
 # Allowances, relative to that of the choice, for which the frontier of the model is told.
@@ -89,6 +91,7 @@ class Spender:
     progress: Progress
     memory: Memory
     _frontiers: list[Frontier] = field(default_factory=list)
+    _refined: dict[tuple[int, Candidate], Trial] = field(default_factory=dict)
 
     def spend(self, executor: Executor | None) -> Plan:
         """Find the best plan within the budget.
@@ -133,14 +136,28 @@ class Spender:
 
     def _effects(self) -> list[Effect]:
         """Find out what the error of each layer does to the model, exchanged alone."""
-        effects = []
+        layers, errors, parts, squares = [], [], [], []
         told = self._steps("measuring")
         for (i, frontier), _ in zip(enumerate(self._frontiers), told, strict=True):
-            losses = [
-                (trial.error, self._loss(self._plan({i: trial}))) for trial in frontier.examples()
-            ]
-            effects.append(Effect.of([(e, self.quality.part(loss)) for e, loss in losses]))
-        return effects
+            for trial in frontier.examples():
+                plan = self._plan({i: trial})
+                layers.append(i)
+                errors.append(trial.error)
+                parts.append(self.quality.part(self._loss(plan)))
+                squares.append(self._output_error(plan) ** 2)
+        shared = list(zip(layers, errors, proportional(parts, squares), strict=True))
+        return [
+            Effect.of([(error, part) for layer, error, part in shared if layer == i])
+            for i in range(len(self._frontiers))
+        ]
+
+    def _output_error(self, plan: Plan) -> float:
+        """How far a plan brings the output off, on data that was not fitted."""
+        if self.batches is None or isinstance(self.quality, OutputError):
+            return math.inf
+        seed = self.prepared.plan.settings.seed
+        output = OutputError(self.model, self.batches.held_out, 1.0, seed)
+        return output.loss(plan.rewrite(copied(self.model)))
 
     def _tries(self) -> list[Try]:
         """Choose, solve, refine and measure until nothing better is to be expected."""
@@ -162,10 +179,11 @@ class Spender:
 
     def _untried(self, allowance: Allowance, tries: Sequence[Try]) -> Choice:
         """The choice for an allowance, or for the next one that gives a choice that is new."""
-        known = {frozenset(candidates(one.choice).items()): one for one in tries}
+        costs = [(self._choices.cost(one.choice), one) for one in tries]
         while True:
             choice = self._choices.best(allowance.value)
-            same = known.get(frozenset(candidates(choice).items()))
+            cost = self._choices.cost(choice)
+            same = next((one for known, one in costs if abs(cost - known) < ALIKE), None)
             if same is None:
                 return choice
             if not allowance.pass_by(self.quality.part(same.loss)):
@@ -194,9 +212,10 @@ class Spender:
         settings = plan.settings
         if not settings.refine or self.batches is None:
             return tried
+        start = {i: self._refined.get((i, trial.candidate), trial) for i, trial in trials.items()}
         better = refine(
             self.model,
-            plan,
+            self._plan(start),
             self.batches.fit,
             self.quality.loss,
             settings.seed,
@@ -204,12 +223,13 @@ class Spender:
             settings.objective == "latency",
             self._hear,
         )
-        if not better:
+        if not better and start == trials:
             return tried
         trials = {
-            i: self._frontiers[i].retouched(trial, better[self._place(i)])
-            for i, trial in trials.items()
+            i: self._frontiers[i].retouched(trial, better[self._place(i)]) if better else trial
+            for i, trial in start.items()
         }
+        self._refined.update({(i, trial.candidate): trial for i, trial in trials.items()})
         plan = self._plan(trials)
         return replace(tried, trials=trials, plan=plan, refined=self._loss(plan))
 
