@@ -42,6 +42,13 @@ class Choices:
         picks = choose(options, allowance)
         return {i: points[i][pick] for i, pick in enumerate(picks) if pick is not None}
 
+    def confirmed(self, allowance: float) -> Choice:
+        """The same, once what is chosen was timed carefully."""
+        while True:
+            choice = self.best(allowance)
+            if all(self.frontiers[i].confirms(point) for i, point in choice.items()):
+                return choice
+
     def expected(self, choice: Choice) -> float:
         """The part of the budget that the effects of a choice add up to."""
         return sum(self.effects[i].part(point.error) for i, point in choice.items())

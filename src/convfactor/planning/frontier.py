@@ -205,6 +205,10 @@ class Frontier:
                 kept.append(point)
         return kept
 
+    def confirms(self, point: Point) -> bool:
+        """Whether a careful price is that of a point: of many, the lowest may be luck."""
+        return self.layer.careful_price_of(point.candidate) == point.price
+
     def examples(self) -> list[Trial]:
         """Solutions to measure the effect of an error with, a small and a large one."""
         solved = [t for t in self._trials.values() if 0 < t.error < math.inf]

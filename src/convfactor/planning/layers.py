@@ -154,7 +154,7 @@ class Layer:
 
     def _best(self, found: Sequence[Ladder[Candidate, Trial]]) -> Decision:
         """Take the cheapest of several, as wide as costs next to nothing."""
-        priced = [(self._careful(ladder.best.candidate), ladder) for ladder in found]
+        priced = [(self.careful_price_of(ladder.best.candidate), ladder) for ladder in found]
         price, ladder = min(priced, key=lambda one: one[0].relative)
         quick = self.price_of(ladder.best.candidate).relative
         limit = min(self.bar - NEARLY_FREE, quick + NEARLY_FREE)
@@ -169,9 +169,9 @@ class Layer:
             trial: The solution.
             price: Its careful price, where it is known.
         """
-        price = self._careful(trial.candidate) if price is None else price
+        price = self.careful_price_of(trial.candidate) if price is None else price
         if not price.cost.decides(self.bar):
-            price = self._careful(trial.candidate, PATIENCE)
+            price = self.careful_price_of(trial.candidate, PATIENCE)
         if price.relative <= self.bar and price.cost.decides(self.bar):
             return self.replaced(trial, price)
         tried = Tried(trial.candidate.pixels, price.cost)
@@ -266,7 +266,7 @@ class Layer:
         """A price good enough to search with."""
         return self.pricing.quick(candidate.pixels)
 
-    def _careful(self, candidate: Candidate, patience: float = 1.0) -> Price:
+    def careful_price_of(self, candidate: Candidate, patience: float = 1.0) -> Price:
         """A price to decide on."""
         return self.pricing.careful(candidate.pixels, patience)
 

@@ -32,6 +32,8 @@ from convfactor.progress import Told, steps
 ROUNDS = 6
 # Choices whose costs differ by less are not worth the time of trying both.
 ALIKE = 0.01
+# What takes a little more than the budget is refined again.
+NEAR, TURNS = 1.15, 3
 SOLVE_SECONDS = 20.0
 WHOLE_SECONDS = 1.0
 # Allowances, relative to that of the choice, for which the frontier of the model is told.
@@ -181,7 +183,7 @@ class Spender:
         """The choice for an allowance, or for the next one that gives a choice that is new."""
         costs = [(self._choices.cost(one.choice), one) for one in tries]
         while True:
-            choice = self._choices.best(allowance.value)
+            choice = self._choices.confirmed(allowance.value)
             cost = self._choices.cost(choice)
             same = next((one for known, one in costs if abs(cost - known) < ALIKE), None)
             if same is None:
@@ -209,29 +211,42 @@ class Spender:
         }
         plan = self._plan(trials)
         tried = Try(choice, trials, plan, self._loss(plan))
-        settings = plan.settings
-        if not settings.refine or self.batches is None:
+        if not plan.settings.refine or self.batches is None:
             return tried
-        start = {i: self._refined.get((i, trial.candidate), trial) for i, trial in trials.items()}
+        best = tried
+        for turn in range(TURNS):
+            start = {i: self._refined.get((i, t.candidate), t) for i, t in trials.items()}
+            trained = self._trained(start, turn)
+            self._refined.update({(i, t.candidate): t for i, t in trained.items()})
+            plan = self._plan(trained)
+            now = replace(tried, trials=trained, plan=plan, refined=self._loss(plan))
+            if not now.loss < best.loss:
+                break
+            best = now
+            if not 1 < self.quality.part(now.loss) <= NEAR:
+                break
+        return best
+
+    def _trained(self, trials: Mapping[int, Trial], turn: int) -> dict[int, Trial]:
+        """Refine solutions of some layers together; the same where that does not help."""
+        assert self.batches is not None
+        settings = self.prepared.plan.settings
         better = refine(
             self.model,
-            self._plan(start),
+            self._plan(trials),
             self.batches.fit,
             self.quality.loss,
-            settings.seed,
+            settings.seed + turn,
             self._end,
             settings.objective == "latency",
             self._hear,
         )
-        if not better and start == trials:
-            return tried
-        trials = {
-            i: self._frontiers[i].retouched(trial, better[self._place(i)]) if better else trial
-            for i, trial in start.items()
+        if not better:
+            return dict(trials)
+        return {
+            i: self._frontiers[i].retouched(trial, better[self._place(i)])
+            for i, trial in trials.items()
         }
-        self._refined.update({(i, trial.candidate): trial for i, trial in trials.items()})
-        plan = self._plan(trials)
-        return replace(tried, trials=trials, plan=plan, refined=self._loss(plan))
 
     def _plan(self, trials: Mapping[int, Trial]) -> Plan:
         """The plan that takes some solutions, and keeps the other layers."""
