@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-import torch
-from torch import nn
+from collections.abc import Sequence
 
+import torch
+from torch import Tensor, nn
+
+from convfactor.conv.formats import MemoryFormat
 from convfactor.conv.layer import CascadeConv2d
+from convfactor.model.copies import copied
+from convfactor.model.inputs import ModelInputs
 
 
 def channels_last(model: nn.Module) -> nn.Module:
@@ -21,3 +26,22 @@ def channels_last(model: nn.Module) -> nn.Module:
         if isinstance(module, CascadeConv2d):
             module.output_format = torch.channels_last  # as a convolution with such a weight gives
     return model
+
+
+def in_format(
+    models: Sequence[nn.Module], inputs: ModelInputs, memory_format: MemoryFormat
+) -> tuple[list[nn.Module], ModelInputs]:
+    """Copies of models, and their inputs, in a memory format; the same where it is as given.
+
+    Args:
+        models: The models; they are left as they were.
+        inputs: What they are called with.
+        memory_format: The format.
+    """
+    if memory_format == "as given":
+        return list(models), inputs
+
+    def convert(tensor: Tensor) -> Tensor:
+        return tensor.to(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
+
+    return [channels_last(copied(model)) for model in models], inputs.map(convert)

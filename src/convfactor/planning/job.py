@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils._pytree import tree_structure
 
 from convfactor.conv.formats import MemoryFormat
@@ -19,7 +19,7 @@ from convfactor.latency import FEWEST_ROUNDS, Clock, compare
 from convfactor.model import rewrite
 from convfactor.model.copies import copied, isolated, quiet, told
 from convfactor.model.finding import Select
-from convfactor.model.formats import channels_last
+from convfactor.model.formats import in_format
 from convfactor.model.inputs import ModelInputs
 from convfactor.model.reasons import Reason
 from convfactor.planning import calibration as calibration_data
@@ -190,11 +190,11 @@ class Job:
         if self.settings.objective == "macs":
             return WholeModel(errors, None, None, "as given")
         formats: tuple[MemoryFormat, ...] = ("as given", "channels_last")
-        pairs = [_in_format(self.inputs, name, self.model, fast) for name in formats]
+        pairs = [in_format([self.model, fast], self.inputs, name) for name in formats]
         calls = [
             lambda model=model, inputs=inputs: inputs.run(model)
-            for before, after, inputs in pairs
-            for model in (before, after)
+            for models, inputs in pairs
+            for model in models
         ]
         device = next((t.device for t in self.inputs.tensors), torch.device("cpu"))
         timings = self.clock(calls, device, WHOLE_SECONDS, FEWEST_ROUNDS)
@@ -242,18 +242,3 @@ def _saving(chosen: Plan, index: int) -> float:
     if cost is None or cost.before is None or cost.after is None:
         return 0.0
     return cost.before.median - cost.after.median
-
-
-def _in_format(
-    inputs: ModelInputs, name: MemoryFormat, *models: nn.Module
-) -> tuple[nn.Module, nn.Module, ModelInputs]:
-    """Models and inputs in a memory format."""
-    first, second = models
-    if name == "as given":
-        return first, second, inputs
-
-    def convert(tensor: Tensor) -> Tensor:
-        return tensor.to(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
-
-    first, second = (channels_last(copied(model)) for model in models)
-    return first, second, inputs.map(convert)

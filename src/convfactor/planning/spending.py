@@ -11,22 +11,24 @@ from dataclasses import dataclass, field, replace
 from rich.progress import Progress
 from torch import nn
 
+from convfactor.conv.formats import MemoryFormat
 from convfactor.latency import FEWEST_ROUNDS, Clock
 from convfactor.model.copies import copied
+from convfactor.model.formats import in_format
 from convfactor.model.inputs import ModelInputs
 from convfactor.model.sites import Found, TransformSite
 from convfactor.planning import transforms
+from convfactor.planning.accounts import Try, account
 from convfactor.planning.bench import Candidate, Trial
 from convfactor.planning.calibration import Split
 from convfactor.planning.choices import Choice, Choices
 from convfactor.planning.effects import Allowance, Effect, proportional
-from convfactor.planning.frontier import Frontier, Memory, Point, look_at
+from convfactor.planning.frontier import Frontier, Memory, look_at
 from convfactor.planning.prepared import Prepared
 from convfactor.planning.quality import OutputError, Quality
 from convfactor.planning.refinement import refine
 from convfactor.plans.decisions import Decision, Entry, Replaced
 from convfactor.plans.plan import Plan
-from convfactor.plans.spending import Offer, Share, Spending
 from convfactor.progress import Told, steps
 
 ROUNDS = 6
@@ -36,32 +38,6 @@ ALIKE = 0.01
 NEAR, TURNS = 1.15, 3
 SOLVE_SECONDS = 20.0
 WHOLE_SECONDS = 1.0
-# Allowances, relative to that of the choice, for which the frontier of the model is told.
-FRONTIER = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.5, 2.0, 4.0, 8.0, 16.0)
-
-
-@dataclass(frozen=True, eq=False)
-class Try:
-    """A choice, solved, refined and measured.
-
-    Attributes:
-        choice: What was chosen.
-        trials: Its solutions.
-        plan: The plan with them.
-        solved: The loss after solving.
-        refined: The loss after refinement; None where that was not done or did not help.
-    """
-
-    choice: Choice
-    trials: Mapping[int, Trial]
-    plan: Plan
-    solved: float
-    refined: float | None = None
-
-    @property
-    def loss(self) -> float:
-        """The loss in the end."""
-        return self.solved if self.refined is None else self.refined
 
 
 @dataclass(eq=False)
@@ -114,8 +90,10 @@ class Spender:
         holding = [one for one in tries if self.quality.part(one.loss) <= 1]
         best = max(holding, key=lambda one: self._choices.saved(one.choice), default=None)
         plan = self._plan({}) if best is None else self._settled(best)
-        told = self._told(best, tries, time.monotonic() - started)
-        return replace(plan, spending=told)
+        names = [site.subject.name for site in self._sites]
+        seconds = time.monotonic() - started
+        spent = account(self._choices, self.quality, names, best, tries, seconds)
+        return replace(plan, spending=spent)
 
     def _beforehand(self, one: Found) -> Decision | None:
         """What becomes of a site whatever the budget is."""
@@ -128,13 +106,15 @@ class Spender:
         return layer.hopeless(self.prepared.data.get(layer.site))
 
     def _cost_of_all(self) -> float:
-        """What the whole model costs, in the unit of the prices."""
+        """What the whole model costs in its better format, in the unit of the prices."""
         layers = sum(frontier.cost for frontier in self._frontiers)
         if self.prepared.plan.settings.objective == "macs" or not layers:
             return layers
-        run = [lambda: self.inputs.run(self.model)]
-        (timing,) = self.clock(run, self.prepared.device, WHOLE_SECONDS, FEWEST_ROUNDS)
-        return max(timing.median, layers)
+        formats: tuple[MemoryFormat, ...] = ("as given", "channels_last")
+        given = [in_format([self.model], self.inputs, name) for name in formats]
+        calls = [lambda model=model, inputs=inputs: inputs.run(model) for (model,), inputs in given]
+        timings = self.clock(calls, self.prepared.device, WHOLE_SECONDS, FEWEST_ROUNDS)
+        return max(min(timing.median for timing in timings), layers)
 
     def _effects(self) -> list[Effect]:
         """Find out what the error of each layer does to the model, exchanged alone."""
@@ -260,12 +240,6 @@ class Spender:
             plan = plan.extended(Entry(one.subject, decision))
         return plan
 
-    def _share(self, i: int, point: Point, off: float) -> Share:
-        """What a layer takes of the budget, and what it saves."""
-        part = off * self._choices.effects[i].part(point.error)
-        saved = self._frontiers[i].saved(point) / self._choices.whole
-        return Share(self._sites[i].subject.name, part, saved)
-
     def _place(self, i: int) -> int:
         """Index of a layer's entry in the plan."""
         return self.prepared.found.index(self._sites[i])
@@ -273,34 +247,6 @@ class Spender:
     def _loss(self, plan: Plan) -> float:
         """How much worse a plan makes the model."""
         return self.quality.loss(plan.rewrite(copied(self.model)))
-
-    def _told(self, best: Try | None, tries: Sequence[Try], seconds: float) -> Spending:
-        """What became of the budget."""
-        choice: Choice = {} if best is None else best.choice
-        loss = 0.0 if best is None else best.loss
-        # The sum of the effects is off by this factor, as far as the tries tell.
-        latest = best or (tries[-1] if tries else None)
-        expected = 0.0 if latest is None else self._choices.expected(latest.choice)
-        off = self.quality.part(latest.loss) / expected if latest and expected else 1.0
-        off = off if math.isfinite(off) else 1.0
-        costs = [self._choices.cost(one.choice) for one in tries]
-        offers = {c: Offer(c, one.loss, True) for c, one in zip(costs, tries, strict=True)}
-        for share in FRONTIER:
-            other = self._choices.best(share * (expected or 1.0))
-            lost = self.quality.of_part(off * self._choices.expected(other))
-            offer = Offer(self._choices.cost(other), lost, False)
-            offers.setdefault(offer.cost, offer)
-        return Spending(
-            limit=self.quality.limit,
-            before=self.quality.before,
-            solved=None if best is None else best.solved,
-            refined=None if best is None else best.refined,
-            samples=self.quality.samples,
-            shares=tuple(self._share(i, point, off) for i, point in choice.items()),
-            chosen=Offer(self._choices.cost(choice), loss, True),
-            offers=tuple(sorted(offers.values(), key=lambda offer: -offer.cost)),
-            seconds=seconds,
-        )
 
     def _hear(self, text: str) -> None:
         """Show how far the refinement is."""
