@@ -16,14 +16,14 @@ from convfactor.demo import network, photographs
 
 RIM = 6
 CROP = 384
-JUDGES = ("brick", "text")
+JUDGES = ("coins", "text")
 DETAIL = (slice(24, 204), slice(150, 330))
 
 
 def demo(output: Path, max_drop: float, executor: Executor | None = None) -> None:
     """Optimize the demo's network on its training photographs and judge it on the others.
 
-    The network may lose some PSNR on the two of those with the finest detail, to which nothing is
+    The network may lose some PSNR on two of those with sharp edges, to which nothing is
     fitted.
 
     Prints the plan and the quality on the test photographs, and saves the plan, its report as a

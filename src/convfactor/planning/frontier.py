@@ -29,6 +29,8 @@ from convfactor.progress import Told
 STEP = 2.0
 # A layer this far off spoils any model: nothing narrower is solved.
 USELESS = 0.25
+# Of those that are not solved, few are priced: their multiplies grow by this factor at least.
+APART = 1.15
 # Processor time for the first look at one family.
 LOOK_SECONDS = 15.0
 # Errors with which the effect of a layer on the model is measured.
@@ -241,14 +243,18 @@ class Frontier:
     def _interpolated(self, rungs: Sequence[Candidate]) -> list[Point]:
         """Errors along a family, as a power of the multiplies between the solved rungs."""
         known = [i for i, one in enumerate(rungs) if one in self._trials]
-        points = []
+        points: list[Point] = []
         for i, one in enumerate(rungs):
+            near = points and one.macs < APART * points[-1].candidate.macs
+            if near and one not in self._trials:
+                continue
             below = max((k for k in known if k <= i), default=None)
             above = min((k for k in known if k >= i), default=None)
             if below is None or above is None:
                 continue
             error = self._between(rungs, below, above, i)
-            points.append(Point(one, self.layer.price_of(one), error))
+            if error < USELESS:
+                points.append(Point(one, self.layer.price_of(one), error))
         return points
 
     def _between(self, rungs: Sequence[Candidate], below: int, above: int, i: int) -> float:

@@ -18,7 +18,7 @@ from convfactor.plans.plan import Plan
 # Side of the crops, where a model takes crops: one makes a step.
 CROP = 96
 # As many steps as take some seconds, within limits.
-STEPS, FEWEST, SECONDS = 1000, 150, 30.0
+STEPS, FEWEST, SECONDS = 1000, 150, 25.0
 WARM_UP = 20
 # Steps relative to the size of a weight. On SRCNN 1e-3 and 2e-3 end within 0.01 dB.
 RATE, SLOWER = 1e-3, 0.3
