@@ -17,6 +17,7 @@ Code = Literal[
     "undecided",  # the noise of the timings is larger than what they show
     "tolerance",  # nothing fast enough is exact enough
     "budget",  # what the whole model may lose is better spent elsewhere
+    "time",  # the time allowed was over before it was looked at
     "unsound",  # with it, the model does not compute what it did
 ]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
@@ -73,7 +74,11 @@ class Memory(Protocol):
 
 
 def look_at(
-    layers: Sequence[Frontier], executor: Executor | None, memory: Memory, told: Iterator[Told]
+    layers: Sequence[Frontier],
+    executor: Executor | None,
+    memory: Memory,
+    told: Iterator[Told],
+    end: float,
 ) -> None:
     """Take a first look at layers, in other processes where there are some.
 
@@ -84,6 +89,7 @@ def look_at(
         executor: Where to solve; None does so here.
         memory: Remembers answers.
         told: For each layer, what to tell of its solves.
+        end: Time of ``time.monotonic`` from which on nothing more is solved.
     """
     tasks = [[(task, memory.recall(task)) for task in layer.tasks()] for layer in layers]
     open_tasks = [task for own in tasks for task, known in own if known is None]
@@ -92,6 +98,8 @@ def look_at(
         for layer, own, report in zip(layers, tasks, told, strict=True):
             for task, known in own:
                 if known is None:
+                    if time.monotonic() > end:
+                        continue
                     heard = replace(task, factorizer=replace(task.factorizer, report=report))
                     known = look(heard) if remote is None else next(remote)
                     memory.keep(task, known)
@@ -229,6 +237,9 @@ class Frontier:
     def kept(self) -> Kept:
         """The decision for none: what would have been saved first."""
         points = self.points()
+        if self._candidates and not self._trials:
+            text = "time: not looked at before time_limit was over; allow more time"
+            return Kept(Reason("time", "not looked at in the time allowed", text))
         if not points:
             return self.layer.missed(self._factorizer, [])
         point = points[-1]

@@ -84,7 +84,7 @@ class Spender:
         for site in self._sites:
             layer = self.prepared.layers[site]
             self._frontiers.append(Frontier(layer, self.prepared.data.pop(layer.site, None)))
-        look_at(self._frontiers, executor, self.memory, self._steps("solving"))
+        look_at(self._frontiers, executor, self.memory, self._steps("solving"), self._end)
         self._choices = Choices(self._frontiers, self._effects(), self._cost_of_all())
         tries = self._tries()
         holding = [one for one in tries if self.quality.part(one.loss) <= 1]

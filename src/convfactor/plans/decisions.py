@@ -218,8 +218,8 @@ class Entry:
 
     @property
     def budgeted(self) -> bool:
-        """Whether it is kept because the budget for the model did not reach it."""
-        return isinstance(self.decision, Kept) and self.decision.reason.code == "budget"
+        """Whether it is kept because the budget for the model, or its time, did not reach it."""
+        return isinstance(self.decision, Kept) and self.decision.reason.code in ("budget", "time")
 
     @property
     def reason(self) -> str:
