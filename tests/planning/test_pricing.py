@@ -4,6 +4,7 @@ from torch import nn
 
 from convfactor import ConvGeometry
 from convfactor.factorization.families import full, separable_pair
+from convfactor.latency import Timing
 from convfactor.model.sites import InputShape
 from convfactor.planning.pricing import Multiplies, Stopwatch, convolution
 
@@ -43,3 +44,14 @@ def test_stopwatch_remembers_prices_for_layers_alike_and_leaves_the_random_state
     assert careful.memory_format == first.memory_format
     assert careful.cost.after.low <= careful.cost.after.median <= careful.cost.after.high
     assert torch.equal(state, torch.get_rng_state())
+
+
+def test_a_layer_is_held_to_the_format_it_was_timed_in():
+    def clock(calls, device, seconds, rounds):
+        # The second one is the original in channels_last, or the only structure.
+        return [Timing(m, m, m, rounds) for m in (2.0, 1.0, 0.5, 0.5)[: len(calls)]]
+
+    shapes = [(InputShape((1, 4, 32, 32), False), 1)]
+    watch = Stopwatch(KERNEL, shapes, torch.float32, torch.device("cpu"), {}, clock)
+    structure = next(iter(separable_pair(KERNEL))).structure((2,))
+    assert watch.quick(structure).memory_format == "channels_last"
