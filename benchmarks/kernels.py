@@ -71,12 +71,11 @@ def main() -> None:
         parser.error(f"--dtype must be a floating dtype of torch, got {options.dtype}")
     if min(options.kernels) < 1 or min(options.channels, options.size, options.batch) < 1:
         parser.error("--kernels, --channels, --size and --batch must be at least 1")
-    rows = list(_rows(options))
-    calls = [_call(row, name, options, device, dtype) for row in rows for name in FORMATS]
+    cells = [(row, name) for row in _rows(options) for name in FORMATS]
+    calls = [_call(row, name, options, device, dtype) for row, name in cells]
     timings = compare(calls, device, options.seconds)
     peak = _peak(device, dtype)
     pixels = options.batch * options.size**2
-    cells = [(row, name) for row in rows for name in FORMATS]
     lines = [
         f"{_machine(device)}, torch {torch.__version__}, {options.dtype}, batch {options.batch}, "
         f"{options.size}x{options.size} pixels; a matrix product reaches {peak / 1e9:.0f} GFLOP/s",

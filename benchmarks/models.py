@@ -30,8 +30,6 @@ from convfactor.demo import photographs
 from convfactor.latency import Timing
 from convfactor.model.agreement import output_errors
 
-# With sharp edges, so that PSNR reacts early; nothing is fitted to them.
-JUDGES = ("coins", "text")
 COLOUR = ("chelsea.png", "coffee.png", "rocket.jpg", "hubble_deep_field.jpg", "retina.jpg",
           "ihc.png", "motorcycle_left.png", "color.png", "astronaut.png")  # fmt: skip
 
@@ -132,17 +130,12 @@ def _spread(timing: Timing) -> str:
 
 def _cases(networks: ModuleType, images: Path) -> dict[str, Case]:
     """Networks with their calibration data and budgets."""
-    training = {name: _middle(luma) for name, luma in photographs.training().items()}
-    luma = [photographs.degrade(x) for name, x in training.items() if name not in JUDGES]
-    judges = [(photographs.degrade(training[name]), training[name]) for name in JUDGES]
+    training = {name: photographs.middle(luma) for name, luma in photographs.training().items()}
+    judges = [training.pop(name) for name in photographs.JUDGES]
+    luma = [photographs.degrade(picture) for picture in training.values()]
 
     def psnr(model: nn.Module) -> float:
-        device = next(model.parameters()).device
-        with torch.no_grad():
-            values = [
-                photographs.psnr(model(x.to(device)).clamp(0, 1), y.to(device)) for x, y in judges
-            ]
-        return sum(values) / len(values)
+        return photographs.mean_psnr(model, judges)
 
     folder = Path(skimage.data.__file__).parent
     colour = [_colour(folder / name) for name in COLOUR]
@@ -161,12 +154,6 @@ def _cases(networks: ModuleType, images: Path) -> dict[str, Case]:
         "style-last": Case(networks.style_transfer, colour, 0.05, output, unseen, ("last",)),
         "faceboxes": Case(networks.faceboxes, faces, 0.05, output, others),
     }
-
-
-def _middle(luma: Tensor, side: int = 384) -> Tensor:
-    """The middle of a photograph."""
-    top, left = (max(0, (size - side) // 2) for size in luma.shape[-2:])
-    return photographs.crop(luma[..., top : top + side, left : left + side])
 
 
 def _colour(path: Path) -> Tensor:

@@ -12,32 +12,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import torch
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
 
 import convfactor
 from convfactor.demo import network, photographs
 
-JUDGES = ("brick", "text")
 RIM = 6  # pixels at the edge that PSNR leaves out, as is usual for SRCNN
-
-
-def middle(luma: Tensor, size: int) -> Tensor:
-    """Cut at most size x size pixels out of the middle of a picture (1, 1, H, W)."""
-    height, width = luma.shape[-2:]
-    top, left = max(0, (height - size) // 2), max(0, (width - size) // 2)
-    return photographs.crop(luma[..., top : top + size, left : left + size])
-
-
-def quality(model: nn.Module, pictures: list[Tensor]) -> float:
-    """Mean PSNR in dB of the sharpened pictures."""
-    with torch.no_grad():
-        sharpened = [model(photographs.degrade(picture)).clamp(0, 1) for picture in pictures]
-    scores = [photographs.psnr(a, b, RIM) for a, b in zip(sharpened, pictures, strict=True)]
-    return sum(scores) / len(scores)
 
 
 def draw(points: list[tuple[float, float, float]], path: Path) -> None:
@@ -68,13 +50,15 @@ def main() -> None:
     options = parser.parse_args()
 
     model = network.load()
-    training = photographs.training()
-    seen = [middle(x, options.size) for name, x in training.items() if name not in JUDGES]
-    judges = [middle(training[name], options.size) for name in JUDGES]
-    unseen = [middle(picture, options.size) for picture in photographs.testing().values()]
-    calibration = [photographs.degrade(picture) for picture in seen]
+    training, testing = (
+        {name: photographs.middle(picture, options.size) for name, picture in pictures.items()}
+        for pictures in (photographs.training(), photographs.testing())
+    )
+    judges = [training.pop(name) for name in photographs.JUDGES]
+    unseen = list(testing.values())
+    calibration = [photographs.degrade(picture) for picture in training.values()]
     example = photographs.degrade(unseen[0])
-    original = quality(model, unseen)
+    original = photographs.mean_psnr(model, unseen, RIM)
 
     table = Table(title=f"PSNR on {len(unseen)} unseen photographs; original {original:.2f} dB")
     for title in ("budget", "replaced", "output error", "ms", "speed-up", "PSNR change"):
@@ -82,7 +66,8 @@ def main() -> None:
     points = []
     for budget in sorted(options.max_drops):
         fast, plan = convfactor.optimize(
-            model, example, evaluate=lambda net: quality(net, judges), max_drop=budget,
+            model, example,
+            evaluate=lambda net: photographs.mean_psnr(net, judges, RIM), max_drop=budget,
             calibration=calibration,
             select=lambda name, module: name in options.layers,
         )  # fmt: skip
@@ -91,7 +76,7 @@ def main() -> None:
             table.add_row(f"{budget:g} dB", layers, "-", "-", "-", "-")  # nothing was worth it
             continue
         before, after = plan.whole.before.median, plan.whole.after.median
-        change = quality(fast, unseen) - original
+        change = photographs.mean_psnr(fast, unseen, RIM) - original
         points.append((budget, before / after, change))
         table.add_row(
             f"{budget:g} dB", layers, f"{plan.whole.errors[0]:.2%}",

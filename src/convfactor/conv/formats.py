@@ -13,6 +13,7 @@ from convfactor.conv.structure import Structure
 
 # The format of what a layer is given, or one to run in.
 MemoryFormat = Literal["as given", "channels_last"]
+FORMATS: tuple[MemoryFormat, ...] = ("as given", "channels_last")
 
 
 def check_format(memory_format: torch.memory_format | None, name: str) -> None:

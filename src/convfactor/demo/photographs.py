@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 TRAINING = (
     "brick.png",
@@ -26,6 +27,9 @@ TRAINING = (
     "text.png",
 )
 TESTING = ("astronaut.png", "camera.png")
+# Two of the first with sharp edges, so that PSNR reacts early: what is to be judged by them should
+# not be calibrated on them.
+JUDGES = ("coins", "text")
 
 # Rec. ITU-R BT.601: luma of gamma-coded R, G, B, here at full range (0..255 to 0..1).
 LUMA = (0.299, 0.587, 0.114)
@@ -53,6 +57,12 @@ def crop(luma: Tensor, scale: int = 3) -> Tensor:
     """Cut rows and columns at the end so that ``scale`` divides both sides of (N, C, H, W)."""
     height, width = luma.shape[-2:]
     return luma[..., : height - height % scale, : width - width % scale]
+
+
+def middle(luma: Tensor, side: int = 384) -> Tensor:
+    """Cut at most side x side pixels out of the middle of (N, C, H, W), as ``crop`` leaves them."""
+    top, left = (max(0, (size - side) // 2) for size in luma.shape[-2:])
+    return crop(luma[..., top : top + side, left : left + side])
 
 
 def degrade(luma: Tensor, scale: int = 3) -> Tensor:
@@ -103,6 +113,23 @@ def psnr(a: Tensor, b: Tensor, rim: int = 0) -> float:
     inner = (..., slice(rim, height - rim), slice(rim, width - rim))
     error = (a[inner].double() - b[inner].double()).square().mean()
     return float(-10 * torch.log10(error))
+
+
+def mean_psnr(network: nn.Module, pictures: Sequence[Tensor], rim: int = 0) -> float:
+    """Return the mean PSNR in dB of what a network makes of degraded pictures.
+
+    Args:
+        network: Sharpens (N, 1, H, W) on the device of its parameters.
+        pictures: What it should give, each (N, 1, H, W) in [0, 1].
+        rim: how many pixels to leave out on each of the four sides.
+    """
+    device = next(network.parameters()).device
+    with torch.no_grad():
+        scores = [
+            psnr(network(degrade(picture).to(device)).clamp(0, 1), picture.to(device), rim)
+            for picture in pictures
+        ]
+    return sum(scores) / len(scores)
 
 
 def _read(files: tuple[str, ...]) -> dict[str, Tensor]:

@@ -15,16 +15,13 @@ import convfactor
 from convfactor.demo import network, photographs
 
 RIM = 6
-CROP = 384
-JUDGES = ("coins", "text")
 DETAIL = (slice(24, 204), slice(150, 330))
 
 
 def demo(output: Path, max_drop: float, executor: Executor | None = None) -> None:
     """Optimize the demo's network on its training photographs and judge it on the others.
 
-    The network may lose some PSNR on two of those with sharp edges, to which nothing is
-    fitted.
+    The network may lose some PSNR on two of those with sharp edges, to which nothing is fitted.
 
     Prints the plan and the quality on the test photographs, and saves the plan, its report as a
     page, and a picture.
@@ -41,20 +38,18 @@ def demo(output: Path, max_drop: float, executor: Executor | None = None) -> Non
     testing = {name: photographs.crop(luma) for name, luma in photographs.testing().items()}
     inputs = {name: photographs.degrade(luma) for name, luma in testing.items()}
     example = inputs["astronaut"]
-    training = {name: _middle(luma) for name, luma in photographs.training().items()}
-    judges = [(photographs.degrade(training[name]), training[name]) for name in JUDGES]
+    training = {name: photographs.middle(luma) for name, luma in photographs.training().items()}
+    judges = [training.pop(name) for name in photographs.JUDGES]
 
     def psnr(candidate: nn.Module) -> float:
-        with torch.no_grad():
-            values = [photographs.psnr(candidate(x).clamp(0, 1), y) for x, y in judges]
-        return sum(values) / len(values)
+        return photographs.mean_psnr(candidate, judges)
 
     fast, plan = convfactor.optimize(
         model,
         example,
         evaluate=psnr,
         max_drop=max_drop,
-        calibration=[photographs.degrade(x) for name, x in training.items() if name not in JUDGES],
+        calibration=[photographs.degrade(picture) for picture in training.values()],
         executor=executor,
     )
     plan.save(output)
@@ -71,13 +66,6 @@ def demo(output: Path, max_drop: float, executor: Executor | None = None) -> Non
     parameters = [sum(p.numel() for p in m.parameters()) for m in (model, fast)]
     print(f"parameters: {parameters[0]} -> {parameters[1]}")
     print(f"plan, report and picture: {output}")
-
-
-def _middle(luma: Tensor) -> Tensor:
-    """Cut out the middle of a photograph."""
-    height, width = luma.shape[-2:]
-    top, left = max(0, (height - CROP) // 2), max(0, (width - CROP) // 2)
-    return photographs.crop(luma[..., top : top + CROP, left : left + CROP])
 
 
 def _quality(

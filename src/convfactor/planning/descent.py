@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -36,7 +37,7 @@ class Descent:
             groups: For each, into how many matrices its first dimension is split.
         """
         self._parameters = parameters
-        self._groups = groups
+        self._shapes = [_matrices(p.shape, g) for p, g in zip(parameters, groups, strict=True)]
         self.forget()
 
     def forget(self) -> None:
@@ -61,22 +62,14 @@ class Descent:
         for i, (parameter, size) in enumerate(zip(self._parameters, sizes, strict=True)):
             if parameter.grad is None:
                 continue
-            matrices = self._matrices(parameter.grad, self._groups[i])
-            if matrices is None:
+            shape = self._shapes[i]
+            if shape is None:
                 parameter.sub_(self._adam(i, parameter.grad), alpha=ADAM * size)
                 continue
             mean = self._means[i].mul_(MOMENTUM).add_(parameter.grad)
             moved = parameter.grad + MOMENTUM * mean
-            move = orthogonalized(moved.reshape(matrices.shape)).reshape(parameter.shape)
+            move = orthogonalized(moved.reshape(shape)).reshape(parameter.shape)
             parameter.sub_(move, alpha=size)
-
-    @staticmethod
-    def _matrices(gradient: Tensor, groups: int) -> Tensor | None:
-        """A gradient as matrices (groups, outputs, taps); None where they are too small."""
-        if gradient.dim() < 2:
-            return None
-        matrices = gradient.reshape(groups, gradient.shape[0] // groups, -1)
-        return matrices if min(matrices.shape[1:]) >= FEWEST else None
 
     def _adam(self, i: int, gradient: Tensor) -> Tensor:
         """A move of Adam."""
@@ -100,6 +93,12 @@ def orthogonalized(matrices: Tensor) -> Tensor:
         x = a * x + (b * gram + c * gram @ gram) @ x
     x = x * (x[0].numel() ** 0.5 / _norms(x).clamp_min(1e-30))
     return x.mT if tall else x
+
+
+def _matrices(shape: Sequence[int], groups: int) -> tuple[int, int, int] | None:
+    """A weight's shape as matrices (groups, outputs, taps); None where they are too small."""
+    outputs, taps = shape[0] // groups, math.prod(shape[1:])
+    return (groups, outputs, taps) if min(outputs, taps) >= FEWEST else None
 
 
 def _norms(matrices: Tensor) -> Tensor:

@@ -236,10 +236,10 @@ class Frontier:
 
     def kept(self) -> Kept:
         """The decision for none: what would have been saved first."""
-        points = self.points()
         if self._candidates and not self._trials:
             text = "time: not looked at before time_limit was over; allow more time"
             return Kept(Reason("time", "not looked at in the time allowed", text))
+        points = self.points()
         if not points:
             return self.layer.missed(self._factorizer, [])
         point = points[-1]

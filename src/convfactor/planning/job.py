@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_structure
 
-from convfactor.conv.formats import MemoryFormat
+from convfactor.conv.formats import FORMATS
 from convfactor.errors import PlanMismatchError, ToleranceError
 from convfactor.latency import FEWEST_ROUNDS, Clock, compare
 from convfactor.model import rewrite
@@ -189,8 +189,7 @@ class Job:
         errors = self.judge.errors(chosen)
         if self.settings.objective == "macs":
             return WholeModel(errors, None, None, "as given")
-        formats: tuple[MemoryFormat, ...] = ("as given", "channels_last")
-        pairs = [in_format([self.model, fast], self.inputs, name) for name in formats]
+        pairs = [in_format([self.model, fast], self.inputs, name) for name in FORMATS]
         calls = [
             lambda model=model, inputs=inputs: inputs.run(model)
             for models, inputs in pairs
@@ -199,7 +198,7 @@ class Job:
         device = next((t.device for t in self.inputs.tensors), torch.device("cpu"))
         timings = self.clock(calls, device, WHOLE_SECONDS, FEWEST_ROUNDS)
         before = min(timings[0::2], key=lambda t: t.median)
-        after, name = min(zip(timings[1::2], formats, strict=True), key=lambda p: p[0].median)
+        after, name = min(zip(timings[1::2], FORMATS, strict=True), key=lambda p: p[0].median)
         return WholeModel(errors, before, after, name)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from convfactor.conv.calls import convolution
 from convfactor.conv.cascade import Cascade
-from convfactor.conv.formats import MemoryFormat
+from convfactor.conv.formats import FORMATS, MemoryFormat
 from convfactor.conv.geometry import ConvGeometry
 from convfactor.conv.layer import CascadeConv2d
 from convfactor.conv.structure import Structure
@@ -146,7 +146,7 @@ class Stopwatch:
         """
         if self._better == torch.channels_last:
             return ("channels_last",)
-        return ("as given", "channels_last")
+        return FORMATS
 
     def _price(
         self,

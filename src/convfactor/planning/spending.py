@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from rich.progress import Progress
 from torch import nn
 
-from convfactor.conv.formats import MemoryFormat
+from convfactor.conv.formats import FORMATS
 from convfactor.latency import FEWEST_ROUNDS, Clock
 from convfactor.model.copies import copied
 from convfactor.model.formats import in_format
@@ -110,36 +110,33 @@ class Spender:
         layers = sum(frontier.cost for frontier in self._frontiers)
         if self.prepared.plan.settings.objective == "macs" or not layers:
             return layers
-        formats: tuple[MemoryFormat, ...] = ("as given", "channels_last")
-        given = [in_format([self.model], self.inputs, name) for name in formats]
+        given = [in_format([self.model], self.inputs, name) for name in FORMATS]
         calls = [lambda model=model, inputs=inputs: inputs.run(model) for (model,), inputs in given]
         timings = self.clock(calls, self.prepared.device, WHOLE_SECONDS, FEWEST_ROUNDS)
         return max(min(timing.median for timing in timings), layers)
 
     def _effects(self) -> list[Effect]:
         """Find out what the error of each layer does to the model, exchanged alone."""
-        layers, errors, parts, squares = [], [], [], []
+        alone, parts, squares = [], [], []
         told = self._steps("measuring")
         for (i, frontier), _ in zip(enumerate(self._frontiers), told, strict=True):
             for trial in frontier.examples():
-                plan = self._plan({i: trial})
-                layers.append(i)
-                errors.append(trial.error)
-                parts.append(self.quality.part(self._loss(plan)))
-                squares.append(self._output_error(plan) ** 2)
-        shared = list(zip(layers, errors, proportional(parts, squares), strict=True))
+                fast = self._plan({i: trial}).rewrite(copied(self.model))
+                alone.append((i, trial.error))
+                parts.append(self.quality.part(self.quality.loss(fast)))
+                squares.append(self._output_error(fast) ** 2)
+        shared = list(zip(alone, proportional(parts, squares), strict=True))
         return [
-            Effect.of([(error, part) for layer, error, part in shared if layer == i])
+            Effect.of([(error, part) for (layer, error), part in shared if layer == i])
             for i in range(len(self._frontiers))
         ]
 
-    def _output_error(self, plan: Plan) -> float:
-        """How far a plan brings the output off, on data that was not fitted."""
+    def _output_error(self, fast: nn.Module) -> float:
+        """How far the output of a rewritten model is off, on data that was not fitted."""
         if self.batches is None or isinstance(self.quality, OutputError):
             return math.inf
         seed = self.prepared.plan.settings.seed
-        output = OutputError(self.model, self.batches.held_out, 1.0, seed)
-        return output.loss(plan.rewrite(copied(self.model)))
+        return OutputError(self.model, self.batches.held_out, 1.0, seed).loss(fast)
 
     def _tries(self) -> list[Try]:
         """Choose, solve, refine and measure until nothing better is to be expected."""
@@ -197,6 +194,8 @@ class Spender:
         for turn in range(TURNS):
             start = {i: self._refined.get((i, t.candidate), t) for i, t in trials.items()}
             trained = self._trained(start, turn)
+            if trained == best.trials:
+                break
             self._refined.update({(i, t.candidate): t for i, t in trained.items()})
             plan = self._plan(trained)
             now = replace(tried, trials=trained, plan=plan, refined=self._loss(plan))
