@@ -48,6 +48,20 @@ def stages(*shapes: tuple[int, ...], groups: int = 1) -> Structure:
     )
 
 
+def between(
+    *sizes: tuple[int, int], stride: int = 1, dilation: int = 1, groups: int = 1
+) -> Structure:
+    """Depthwise stages between 1x1 ones, the stride and the dilation in the last of them."""
+    width = 2 * groups
+    middle = [StageShape(width, width, size, groups=width) for size in sizes]
+    middle[-1] = replace(middle[-1], stride=(stride, stride), dilation=(dilation, dilation))
+    ends = (
+        StageShape(3 * groups, width, 1, groups=groups),
+        StageShape(width, width, 1, groups=groups),
+    )
+    return Structure((ends[0], *middle, ends[1]))
+
+
 # Each with its structure, a window, and the solvers that take it.
 KINDS: dict[str, tuple[Structure, int, tuple[str, ...]]] = {
     "single channel": (chain_structure(1, 1, THREES), 5, tuple(SOLVERS)),
@@ -78,6 +92,23 @@ KINDS: dict[str, tuple[Structure, int, tuple[str, ...]]] = {
     "grouped": (stages((2, 2, 3, 1, 1), (2, 3, 3, 1, 1), groups=2), 5, ("any", "dense")),
     "strided": (stages((2, 2, 3, 2, 1), (2, 3, 3, 1, 1)), 7, ("any", "dense")),
     "dilated": (stages((2, 2, 3, 1, 2), (2, 3, 3, 1, 1)), 7, ("any", "dense")),
+    "polyadic": (between((5, 1), (1, 5)), 5, ("any", "dense")),
+    "polyadic, rows first": (between((1, 3), (5, 1)), 5, ("any", "dense")),
+    "depthwise between": (between((5, 5), groups=2), 5, ("any", "dense")),
+    "depthwise chain between": (between((3, 3), (3, 3), dilation=2), 7, ("any", "dense")),
+    "strided depthwise between": (between((3, 3), (3, 3), stride=2), 5, ("any", "dense")),
+    "depthwise ends": (
+        Structure(
+            (StageShape(3, 6, 3, groups=3), StageShape(6, 2, 1), StageShape(2, 4, 3, groups=2))
+        ),
+        5,
+        ("any", "dense"),
+    ),
+    "groups inside": (
+        Structure((StageShape(4, 4, 3, groups=2), StageShape(4, 2, 3, 2), StageShape(2, 3, 1))),
+        5,
+        ("any", "dense"),
+    ),
 }
 # One stage of two groups on a part of 5x5 taps.
 CROPPED = chain_structure(2, 2, [(3, 3)], offset=(1, 1))

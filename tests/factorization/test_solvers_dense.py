@@ -164,9 +164,9 @@ def test_groups_are_solved_each_on_its_own(calibrated: bool) -> None:
 
 
 def test_stages_with_other_groups_are_refused() -> None:
-    structure = Structure((StageShape(4, 4, (3, 3), groups=2), StageShape(4, 4, (3, 3))))
-    with pytest.raises(ValueError, match="structure must have 1 groups in every stage"):
-        dense.solve(Request(Problem(random_kernel(1, 4, 4, 5, 5)), structure))
+    structure = chain(4, 4, 4)
+    with pytest.raises(ValueError, match=r"structure must have 2 groups, as the problem has"):
+        dense.solve(Request(Problem(random_kernel(2, 2, 2, 5, 5)), structure))
 
 
 @pytest.mark.parametrize("rank", [0, 1, 10])

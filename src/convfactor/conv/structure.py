@@ -132,10 +132,16 @@ class Structure:
         )
 
     def __str__(self) -> str:
-        """Name the structure for a table, for instance ``3x3 3x3 (24)``."""
-        parts = []
+        """Name the structure for a table, for instance ``3x3 3x3 (24)``.
+
+        Depthwise stages between others that mix channels are marked: ``1x1 dw5x5 1x1 (24, 24)``.
+        """
+        parts, groups = [], self.groups
+        mixes = groups < self.stages[0].in_channels
         for stage in self.stages:
             text = "x".join(map(str, stage.kernel_size))
+            if mixes and stage.groups == stage.in_channels:
+                text = f"dw{text}"
             if stage.stride != (1, 1):
                 text += "/" + "x".join(map(str, dict.fromkeys(stage.stride)))
             if stage.dilation != (1, 1):

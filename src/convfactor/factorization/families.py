@@ -5,13 +5,15 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from convfactor.conv.geometry import ConvGeometry, Pair
 from convfactor.conv.grid import stage_sizes
 from convfactor.conv.structure import StageShape, Structure
 
 FEWEST_MIXED = 16
+# On a 5x5 64->32 layer of SRCNN 1x1 at both ends of dense stages loses at every cost.
+FEWEST_BETWEEN = 128
 # At equal multiplies, widths (4, 4, 4) instead of (1, 1, 4) took the calibrated error of SRCNN's
 # 9x9 1->64 from 8.0 to 0.4 %: what a narrow stage loses, no later one brings back.
 NARROWEST = 4
@@ -35,6 +37,7 @@ class Family:
         strides: Stride of each stage.
         dilations: Dilation of each stage, in taps of the kernel.
         offset: (row, col) of the composed kernel's corner relative to the kernel's, in taps.
+        apart: The stages that keep their channels apart, between others that mix them.
     """
 
     kernel: ConvGeometry
@@ -42,6 +45,7 @@ class Family:
     strides: tuple[Pair, ...]
     dilations: tuple[Pair, ...]
     offset: Pair = (0, 0)
+    apart: range = range(0)
 
     def structure(self, widths: Sequence[int]) -> Structure:
         """Fill in the hidden widths (total channel counts, divisible by the groups).
@@ -55,7 +59,7 @@ class Family:
             zip(self.kernel_sizes, self.strides, self.dilations, strict=True)
         ):
             groups = kernel.groups
-            if kernel.is_depthwise and channels[i] == channels[i + 1]:
+            if i in self.apart or (kernel.is_depthwise and channels[i] == channels[i + 1]):
                 groups = channels[i]
             stages.append(StageShape(channels[i], channels[i + 1], size, stride, dilation, groups))
         return Structure(tuple(stages), self.offset)
@@ -65,7 +69,7 @@ class Family:
 
         They grow geometrically from the end with fewer channels to the other, by as much as the
         channels with a ``taper`` of 1, not at all with 0. None is below ``NARROWEST`` unless all
-        are.
+        are. Around stages that keep their channels apart they are all the same.
         """
         kernel, count = self.kernel, len(self.kernel_sizes)
         first = kernel.in_channels // kernel.groups
@@ -73,6 +77,8 @@ class Family:
         if kernel.is_depthwise:
             return (max(1, round(scale)) * kernel.groups,) * (count - 1)
         middle = math.sqrt(first * last)
+        if self.apart:
+            return (max(1, round(scale * middle)) * kernel.groups,) * (count - 1)
         widths = [
             scale * middle * (last / first) ** (taper * (i / count - 0.5)) for i in range(1, count)
         ]
@@ -123,7 +129,13 @@ def families(kernel: ConvGeometry) -> list[Family]:
     """Every family of 3x3 cascades worth trying for a kernel; none where nothing is shared."""
     if not kernel.overlaps:
         return []
-    return [*full(kernel), *cropped(kernel), *dilated(kernel), *pointwise(kernel)]
+    return [
+        *full(kernel),
+        *cropped(kernel),
+        *dilated(kernel),
+        *pointwise(kernel),
+        *depthwise(kernel),
+    ]
 
 
 def full(kernel: ConvGeometry, stages: int | None = None) -> Iterator[Family]:
@@ -185,11 +197,20 @@ def pointwise(kernel: ConvGeometry) -> Iterator[Family]:
     """Cascades that mix and drop channels by 1x1 first, for kernels that read many of them.
 
     At equal multiplies and small widths that took 5 to 14 % off the calibrated error of a 5x5
-    64->32 layer of SRCNN.
+    64->32 layer of SRCNN. Kernels that also write many channels may end in 1x1 as well.
     """
-    sizes = ((1, 1), *stage_sizes(kernel.kernel_size))
+    inner = stage_sizes(kernel.kernel_size)
+    sizes = ((1, 1), *inner)
     if kernel.in_channels // kernel.groups >= FEWEST_MIXED:
         yield _centred(kernel, sizes, next(_stride_placements(kernel, len(sizes))))
+    if min(kernel.in_channels, kernel.out_channels) // kernel.groups >= FEWEST_BETWEEN:
+        yield _between(kernel, inner, apart=False)
+
+
+def depthwise(kernel: ConvGeometry) -> Iterator[Family]:
+    """Depthwise 3x3 stages between 1x1 ones, for kernels that mix channels."""
+    if _mixes(kernel):
+        yield _between(kernel, stage_sizes(kernel.kernel_size))
 
 
 def separable_pair(kernel: ConvGeometry) -> Iterator[Family]:
@@ -201,12 +222,43 @@ def separable_pair(kernel: ConvGeometry) -> Iterator[Family]:
         )
 
 
+def low_rank(kernel: ConvGeometry) -> Iterator[Family]:
+    """Large stages between 1x1 ones that choose the channels.
+
+    A depthwise Kx1 and 1xK (the polyadic form of Lebedev et al., 2015), a depthwise KxK, and a
+    dense KxK between many channels (Tucker-2, Kim et al., 2016).
+    """
+    if not kernel.overlaps:
+        return
+    height, width = kernel.kernel_size
+    if _mixes(kernel):
+        if min(height, width) > 1:
+            yield _between(kernel, ((height, 1), (1, width)))
+        yield _between(kernel, ((height, width),))
+    if min(kernel.in_channels, kernel.out_channels) // kernel.groups >= FEWEST_BETWEEN:
+        yield _between(kernel, ((height, width),), apart=False)
+
+
+def _mixes(kernel: ConvGeometry) -> bool:
+    """Whether a kernel maps several channels of a group to several."""
+    return min(kernel.in_channels, kernel.out_channels) > kernel.groups
+
+
+def _between(kernel: ConvGeometry, inner: tuple[Pair, ...], apart: bool = True) -> Family:
+    """Put stages between two of 1x1; the last of them that reaches along an axis strides there."""
+    (sy, sx) = kernel.stride
+    last = [max((i for i, k in enumerate(inner) if k[axis] > 1), default=0) for axis in (0, 1)]
+    strides = ((sy if i == last[0] else 1, sx if i == last[1] else 1) for i in range(len(inner)))
+    family = _centred(kernel, ((1, 1), *inner, (1, 1)), ((1, 1), *strides, (1, 1)))
+    return replace(family, apart=range(1, len(inner) + 1) if apart else range(0))
+
+
 def _centred(kernel: ConvGeometry, sizes: tuple[Pair, ...], strides: tuple[Pair, ...]) -> Family:
     """Place undilated stages so that the composed kernel and the kernel share their centre."""
     family = Family(kernel, sizes, strides, ((1, 1),) * len(sizes))
     span = family.structure(family.widths(1)).span
     offset = tuple((k - s) // 2 for k, s in zip(kernel.kernel_size, span, strict=True))
-    return Family(kernel, sizes, strides, family.dilations, (offset[0], offset[1]))
+    return replace(family, offset=(offset[0], offset[1]))
 
 
 def _stride_placements(kernel: ConvGeometry, count: int) -> Iterator[tuple[Pair, ...]]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from convfactor.conv.geometry import ConvGeometry, Pair
 from convfactor.factorization.budget import Budget
 from convfactor.factorization.factorizer import Factorizer, Report
-from convfactor.factorization.families import Family, families, separable_pair
+from convfactor.factorization.families import Family, families, low_rank, separable_pair
 from convfactor.factorization.search import Ladder
 from convfactor.latency import Clock, compare
 from convfactor.model.reasons import Reason
@@ -278,4 +278,4 @@ def _candidates(kernel: ConvGeometry, settings: Settings) -> list[Family]:
         return cascades
     pair = list(separable_pair(kernel))
     # For single channels the pair is solved at once, and few cascades are faster.
-    return [*pair, *cascades] if kernel.is_depthwise else [*cascades, *pair]
+    return [*pair, *cascades] if kernel.is_depthwise else [*cascades, *pair, *low_rank(kernel)]

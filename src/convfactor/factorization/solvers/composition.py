@@ -21,17 +21,20 @@ class Layout:
     Attributes:
         channels: Channels before, between and after the stages.
         grid: Where the stages' taps lie.
+        groups: Groups of each stage within the one group of the cascade.
     """
 
     channels: tuple[int, ...]
     grid: Grid
+    groups: tuple[int, ...]
 
     @classmethod
     def of(cls, structure: Structure) -> Layout:
         """Describe one group of a structure."""
         stages, groups = structure.stages, structure.groups
         channels = (stages[0].in_channels, *(stage.out_channels for stage in stages))
-        return cls(tuple(count // groups for count in channels), structure.grid)
+        inner = tuple(stage.groups // groups for stage in stages)
+        return cls(tuple(count // groups for count in channels), structure.grid, inner)
 
     @cached_property
     def stages(self) -> int:
@@ -40,11 +43,11 @@ class Layout:
 
     @cached_property
     def shapes(self) -> tuple[Pair, ...]:
-        """Per stage (out, in * kH * kW), the weight as a matrix."""
+        """Per stage (out, in / groups * kH * kW), the weight as a matrix."""
         return tuple(
-            (after, before * math.prod(size))
-            for before, after, size in zip(
-                self.channels, self.channels[1:], self.grid.sizes, strict=False
+            (after, before // groups * math.prod(size))
+            for before, after, groups, size in zip(
+                self.channels, self.channels[1:], self.groups, self.grid.sizes, strict=False
             )
         )
 
@@ -56,18 +59,20 @@ class Layout:
     @property
     def transposed(self) -> Layout:
         """Layout of the transposed kernel's cascade: every stage transposed, the last one first."""
-        return Layout(self.channels[::-1], self.grid.reversed)
+        return Layout(self.channels[::-1], self.grid.reversed, self.groups[::-1])
 
     def transpose(self, flat: Tensor) -> Tensor:
         """Turn (batch, weights) into those of the transposed cascade."""
         parts = []
-        for stage, weight in enumerate(self.split(flat)):
-            taps = weight.unflatten(2, (self.channels[stage], -1)).transpose(1, 2)
-            parts.append(taps.flatten(1))
+        for groups, weight, size in zip(
+            self.groups, self.split(flat), self.grid.sizes, strict=True
+        ):
+            taps = weight.unflatten(2, (-1, math.prod(size))).unflatten(1, (groups, -1))
+            parts.append(taps.transpose(2, 3).flatten(1))
         return torch.cat(parts[::-1], 1)
 
     def split(self, flat: Tensor) -> list[Tensor]:
-        """View (batch, weights) as one (batch, out, in * kH * kW) per stage."""
+        """View (batch, weights) as one (batch, out, in / groups * kH * kW) per stage."""
         parts = flat.split(self.counts, dim=1)
         return [part.reshape(-1, *shape) for part, shape in zip(parts, self.shapes, strict=True)]
 
@@ -76,9 +81,27 @@ class Layout:
         apart: Tensor = matrix.unflatten(2, (self.channels[0], *self.grid.spans[stage]))
         return apart
 
+    def dense(self, weight: Tensor, stage: int) -> Tensor:
+        """Write the groups of a stage out, (batch, out, in, kH * kW)."""
+        groups, taps = self.groups[stage], math.prod(self.grid.sizes[stage])
+        weight = weight.unflatten(2, (-1, taps))
+        if groups == 1:
+            return weight
+        eye = torch.eye(groups, dtype=weight.dtype, device=weight.device)
+        each = weight.unflatten(1, (groups, -1))
+        return torch.einsum("bgoit,gh->bgohit", each, eye).flatten(3, 4).flatten(1, 2)
+
+    def own(self, dense: Tensor, stage: int) -> Tensor:
+        """Take a stage's own weights out of a dense one, (batch, out, in * kH * kW)."""
+        groups = self.groups[stage]
+        if groups == 1:
+            return dense
+        blocks: Tensor = dense.unflatten(2, (groups, -1)).unflatten(1, (groups, -1))
+        return blocks.diagonal(dim1=1, dim2=3).movedim(-1, 1).flatten(1, 2)
+
     def first(self, weight: Tensor) -> Tensor:
         """Kernel (batch, out, in, H, W) of the first stage alone."""
-        taps: Tensor = weight.unflatten(2, (self.channels[0], *self.grid.sizes[0]))
+        taps: Tensor = self.dense(weight, 0).unflatten(3, self.grid.sizes[0])
         y, x = self.grid.spacings[0]
         if (y, x) == (1, 1):
             return taps
@@ -103,6 +126,10 @@ class Layout:
             result[:, :, tap, :, y : y + height, x : x + width] = kernel
         return result.view(batch, hidden * len(taps), -1)
 
+    def is_apart(self, stage: int) -> bool:
+        """Whether a stage reads one channel in each group."""
+        return self.groups[stage] == self.channels[stage] > 1
+
     def fold(self, shifted: Tensor, stage: int) -> Tensor:
         """Transpose of ``windows``: add up what each tap of the stage saw."""
         height, width = self.grid.spans[stage]
@@ -118,6 +145,9 @@ class Layout:
 class Composition:
     """A batch of cascades, their composed kernels, and the derivative there.
 
+    A stage that mixes channels is a product with the kernel before it, shifted to every tap; one
+    that keeps them apart is a sum of shifts, which needs no copy of the kernel for each.
+
     Args:
         layout: The cascades' common layout.
         flat: Float64 (batch, weights).
@@ -128,29 +158,66 @@ class Composition:
         self.layout = layout
         self.weights = layout.split(flat)
         kernel = layout.first(self.weights[0])
-        self._windows = [flat.new_empty(0)]
+        # Per stage what it reads: the kernel before it, or that kernel shifted to every tap.
+        self._inputs = [flat.new_empty(0)]
         for stage in range(1, layout.stages):
-            self._windows.append(layout.windows(kernel, stage))
-            kernel = layout.kernel(self.weights[stage] @ self._windows[stage], stage + 1)
+            if layout.is_apart(stage):
+                self._inputs.append(kernel)
+                kernel = self._spread(kernel, stage)
+                continue
+            self._inputs.append(layout.windows(kernel, stage))
+            weight = layout.dense(self.weights[stage], stage).flatten(2)
+            kernel = layout.kernel(weight @ self._inputs[stage], stage + 1)
         self.kernel = kernel.flatten(2)
 
     @property
     def last_inputs(self) -> Tensor:
         """What the taps of the last stage see, (batch, hidden * kH * kW, in * H * W)."""
-        if self.layout.stages > 1:
-            return self._windows[-1]
-        channels = self.layout.channels[0]
+        layout = self.layout
+        if layout.stages > 1:
+            known = self._inputs[-1]
+            return layout.windows(known, layout.stages - 1) if known.dim() == 5 else known
+        channels = layout.channels[0]
         eye = torch.eye(channels, dtype=self.kernel.dtype, device=self.kernel.device)
         kernel = eye[:, :, None, None].expand(len(self.kernel), -1, -1, 1, 1)
-        return self.layout.windows(kernel, 0)
+        return layout.windows(kernel, 0)
 
     def pull(self, kernel: Tensor) -> Tensor:
         """Gradient (batch, weights) of ``sum(composed * kernel)`` for a given kernel."""
         layout = self.layout
         parts = []
         for stage in range(layout.stages - 1, 0, -1):
-            parts.append((kernel @ self._windows[stage].mT).flatten(1))
-            kernel = layout.fold(self.weights[stage].mT @ kernel, stage).flatten(2)
+            if layout.is_apart(stage):
+                slope, kernel = self._gather(layout.kernel(kernel, stage + 1), stage)
+                parts.append(slope.flatten(1))
+                continue
+            parts.append(layout.own(kernel @ self._inputs[stage].mT, stage).flatten(1))
+            weight = layout.dense(self.weights[stage], stage).flatten(2)
+            kernel = layout.fold(weight.mT @ kernel, stage).flatten(2)
         (y, x), first = layout.grid.spacings[0], layout.kernel(kernel, 1)
-        parts.append(first[..., ::y, ::x].flatten(1))
+        parts.append(layout.own(first[..., ::y, ::x].flatten(2), 0).flatten(1))
         return torch.cat(parts[::-1], 1)
+
+    def _spread(self, kernel: Tensor, stage: int) -> Tensor:
+        """Apply a stage that keeps channels apart to (batch, hidden, in, h, w)."""
+        grid, weight = self.layout.grid, self.weights[stage]
+        kernel = kernel.repeat_interleave(weight.shape[1] // kernel.shape[1], 1)
+        height, width = kernel.shape[-2:]
+        result = kernel.new_zeros(*kernel.shape[:3], *grid.spans[stage + 1])
+        for tap, (y, x) in enumerate(positions(grid.sizes[stage], grid.spacings[stage])):
+            seen = result[..., y : y + height, x : x + width]
+            seen.addcmul_(kernel, weight[:, :, tap, None, None, None])
+        return result
+
+    def _gather(self, outer: Tensor, stage: int) -> tuple[Tensor, Tensor]:
+        """Transpose of ``_spread`` in the weight, and in the kernel (batch, hidden, in * h * w)."""
+        grid, weight, kernel = self.layout.grid, self.weights[stage], self._inputs[stage]
+        copies = weight.shape[1] // kernel.shape[1]
+        read = kernel.repeat_interleave(copies, 1)
+        height, width = kernel.shape[-2:]
+        slopes, result = [], torch.zeros_like(read)
+        for tap, (y, x) in enumerate(positions(grid.sizes[stage], grid.spacings[stage])):
+            seen = outer[..., y : y + height, x : x + width]
+            slopes.append((seen * read).sum((2, 3, 4)))
+            result.addcmul_(seen, weight[:, :, tap, None, None, None])
+        return torch.stack(slopes, 2), result.unflatten(1, (-1, copies)).sum(2).flatten(2)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from convfactor.conv.cascade import Cascade
+from convfactor.factorization.solvers import polyadic
 from convfactor.factorization.solvers.composition import Composition, Layout
 from convfactor.factorization.solvers.descent import Descent
 from convfactor.factorization.solvers.embedding import embed_dense
@@ -68,10 +69,10 @@ def solve(request: Request) -> Cascade:
         ValueError: The structure or a start does not fit the problem.
     """
     problem, structure, budget = request.problem, request.structure, request.budget
-    if any(stage.groups != problem.groups for stage in structure.stages):
+    if structure.groups != problem.groups:
         raise ValueError(
-            f"structure must have {problem.groups} groups in every stage, as the problem has, "
-            f"got {[stage.groups for stage in structure.stages]}"
+            f"structure must have {problem.groups} groups, as the problem has, got "
+            f"{[stage.groups for stage in structure.stages]} in its stages"
         )
     layout, reduction = Layout.of(structure), Reduction.of(problem, structure, request.ridge)
     generator = torch.Generator().manual_seed(request.seed)
@@ -82,9 +83,15 @@ def solve(request: Request) -> Cascade:
         given = [layout.transpose(flat) for flat in given]
         reduction = reduction.transposed(layout.channels[0])
         layout = layout.transposed
-    flats = [lifted(layout, reduction.target, generator, budget)]
     draws = min(int(_DRAWING / _work(layout, reduction)), _DRAWS)
-    flats.append(drawn(layout, draws * problem.groups, generator).to(flats[0].device))
+    flats = []
+    if polyadic.handles(layout):
+        flats.append(polyadic.polyadic(layout, reduction, request, generator))
+    elif max(layout.groups) == 1:
+        flats.append(lifted(layout, reduction.target, generator, budget))
+    else:
+        draws = max(draws, 1)
+    flats.append(drawn(layout, draws * problem.groups, generator).to(reduction.target.device))
     flats = [_refit(layout, reduction, torch.cat(flats)), *given]
     descent = Descent(layout, reduction, torch.cat(flats))
     if layout.stages == 1:  # of one stage alone, least squares is the answer
@@ -108,7 +115,12 @@ def _scaled(flat: Tensor, layout: Layout, reduction: Reduction) -> Tensor:
 
 
 def _refit(layout: Layout, reduction: Reduction, flat: Tensor) -> Tensor:
-    """Solve for the last stage, the others held fixed: least squares with one Gram matrix."""
+    """Solve for the last stage, the others held fixed: least squares with one Gram matrix.
+
+    A last stage of several groups is left to the descent.
+    """
+    if layout.groups[-1] > 1:
+        return flat
     inputs = Composition(layout, flat).last_inputs
     weighed = reduction.weigh(inputs)
     gram = weighed @ inputs.mT

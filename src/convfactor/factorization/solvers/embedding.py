@@ -92,31 +92,36 @@ def embed_dense(start: Cascade, request: Request) -> Tensor:
         ValueError: The start does not fit.
     """
     own, structure = start.structure, request.structure
-    layout, groups = Layout.of(structure), structure.groups
+    layout, small, groups = Layout.of(structure), Layout.of(own), structure.groups
     alike = (own.groups, own.stride) == (groups, structure.stride)
-    places = _place(own, structure, _orders(Layout.of(own), layout)) if alike else None
+    places = _place(own, structure, _orders(small, layout)) if alike else None
     if places is None:
         raise ValueError(
             f"starts must hold cascades of the structure {structure} at {structure.offset} "
             f"or of a smaller one, got {own} at {own.offset}"
         )
     generator = torch.Generator().manual_seed(request.seed)
+    given = [s.weight.to(torch.float64).unflatten(0, (groups, -1)).flatten(2) for s in start.stages]
     active = layout.channels[0]
     parts = []
     for index, (size, spot) in enumerate(zip(layout.grid.sizes, places, strict=True)):
-        shape = (groups, layout.channels[index + 1], layout.channels[index], *size)
+        outputs, columns = layout.shapes[index]
+        shape = (groups, outputs, columns // math.prod(size), *size)
         weight = torch.randn(shape, generator=generator, dtype=torch.float64)
-        weight = weight.to(start.stages[0].weight.device) / math.sqrt(math.prod(shape[2:]))
+        weight = weight.to(given[0].device) / math.sqrt(columns)
+        apart = layout.groups[index] > 1
         if spot.stage is None:
             eye = torch.eye(active, dtype=torch.float64, device=weight.device)
-            taps = eye[:, :, None, None].expand(groups, -1, -1, 1, 1)
+            taps = eye.diagonal()[:, None] if apart else eye
+            taps = taps[:, :, None, None].expand(groups, -1, -1, 1, 1)
         else:
-            taps = start.stages[spot.stage].weight.to(torch.float64).unflatten(0, (groups, -1))
-        outputs = taps.shape[1]
-        weight[:, :outputs] = 0
+            taps = given[spot.stage]
+            taps = taps[:, :, None] if apart else small.dense(taps, spot.stage)
+            taps = taps.reshape(*weight.shape[:1], taps.shape[1], -1, *small.grid.sizes[spot.stage])
+        active = taps.shape[1]
+        weight[:, :active] = 0
         rows, cols = spot.taps
-        weight[:, :outputs, :active, rows, cols] = taps
-        active = outputs
+        weight[:, :active, : taps.shape[2], rows, cols] = taps
         parts.append(weight.flatten(1))
     return torch.cat(parts, 1)
 
@@ -128,8 +133,25 @@ def _orders(small: Layout, large: Layout) -> Iterator[tuple[int, ...]]:
     for chosen in itertools.combinations(range(large.stages), small.stages):
         # A stage that passes its input on writes as many channels as the one before.
         done = [sum(place <= stage for place in chosen) for stage in range(large.stages)]
-        if all(small.channels[n] <= most for n, most in zip(done, large.channels[1:], strict=True)):
+        narrow = all(
+            small.channels[n] <= most for n, most in zip(done, large.channels[1:], strict=True)
+        )
+        stages = {at: stage for stage, at in enumerate(chosen)}
+        if narrow and all(_holds(small, stages.get(at), large, at) for at in range(large.stages)):
             yield chosen
+
+
+def _holds(small: Layout, stage: int | None, large: Layout, at: int) -> bool:
+    """Whether the groups of a stage can hold those of another, or pass their input on."""
+    groups, channels = large.groups[at], large.channels[at : at + 2]
+    if groups == 1:
+        return True
+    if stage is None:
+        return (groups, groups) == channels
+    own = small.channels[stage : stage + 2]
+    if (groups, groups) == channels:
+        return (small.groups[stage], small.groups[stage]) == own
+    return (small.groups[stage], *own) == (groups, *channels)
 
 
 def _place(

@@ -74,6 +74,7 @@ def _chains(structure: Structure, pixels: int) -> tuple[float, float, float]:
 def _stages(structure: Structure, window: Pair, dense_metric: bool) -> tuple[float, float, float]:
     """The same for the lifted start and the preconditioner of stages that mix channels."""
     groups, (height, width) = structure.groups, window
+    first = structure.stages[0].in_channels // groups
     last = structure.stages[-1].out_channels // groups
     frequencies = (2 * height - 1) * width
     held = moved = work = 0.0
@@ -81,16 +82,20 @@ def _stages(structure: Structure, window: Pair, dense_metric: bool) -> tuple[flo
     for index, (stage, (y, x)) in enumerate(zip(structure.stages, spacings, strict=True)):
         inputs, outputs = stage.in_channels // groups, stage.out_channels // groups
         rows, cols = stage.kernel_size
+        apart = stage.groups // groups
         height -= (rows - 1) * y
         width -= (cols - 1) * x
-        lifted = 1.0 * last * height * width * inputs * rows * cols
-        work += 4 * lifted * outputs
+        if apart == 1:
+            lifted = 1.0 * last * height * width * inputs * rows * cols
+            work += 4 * lifted * outputs
+        else:
+            lifted = 4.0 * outputs * first * math.prod(window)
         if index == 0 and not dense_metric:
             inputs = 1  # all channels of white noise are alike
-        read = inputs * rows * cols
+        read = max(1, inputs // apart) * rows * cols
         blocks = frequencies * (read * inputs + inputs * outputs + outputs**2)
-        inverses = 3.0 * read * outputs**2
+        inverses = 3.0 * read * outputs**2 / apart
         held = max(held, 4.0 * (lifted + blocks)) + inverses
         moved += 4.0 * (lifted + blocks) + inverses
-        work += 4.0 * read**3 + 0.4 * read * outputs**3
+        work += (4.0 * read**3 + 0.4 * read * (outputs / apart) ** 3) * apart
     return groups * held, groups * moved, groups * work

@@ -101,7 +101,7 @@ class Preconditioner:
         phases = [spectrum.phases(layout, stage) for stage in range(layout.stages)]
         gains = []
         for stage, weight in enumerate(point.weights):
-            taps = weight.unflatten(2, (layout.channels[stage], -1)).to(torch.complex128)
+            taps = layout.dense(weight, stage).to(torch.complex128)
             gains.append(torch.einsum("boiq,wq->bwoi", taps, phases[stage]))
         batch = len(gains[0])
         outer: list[Tensor | None] = [None]
@@ -109,39 +109,46 @@ class Preconditioner:
             onward = gain if outer[-1] is None else outer[-1] @ gain
             outer.append(gain.mH @ onward)
         outer.reverse()
-        power: Tensor
+        alike = spectrum.power is None
+        # All channels of white noise are alike, so the first stage needs one for them all.
+        self._copies = [1] * layout.stages
         if spectrum.power is None:
-            # All channels of white noise are alike, so the first stage needs one for them all.
-            self._copies = [layout.channels[0]] + [1] * (layout.stages - 1)
+            self._copies[0] = layout.channels[0] // layout.groups[0]
             power = torch.ones(batch, size, 1, 1, dtype=torch.complex128, device=share.device)
         else:
-            self._copies = [1] * layout.stages
             power = spectrum.power.repeat(batch // len(spectrum.power), 1, 1, 1)
         self._bases: list[Tensor] = []
         self._inverses: list[Tensor] = []
         self._strength: Tensor
         for stage, (gain, phase, seen) in enumerate(zip(gains, phases, outer, strict=True)):
+            groups = layout.groups[stage]
+            if stage == 0 and alike:
+                own = power.repeat_interleave(groups, 0)
+            else:
+                own = _apart(power, groups)
             if seen is None:
-                values, basis = _basis(power, phase, share.expand(batch, size))
+                values, basis = _basis(own, phase, share.expand(len(own), size))
                 floor = _FLOOR * values[:, -1:] + torch.finfo(values.dtype).tiny
-                self._bases.append(basis)
-                self._inverses.append(1 / (values.clamp_min(0) + floor)[:, None])
+                self._add(basis, 1 / (values.clamp_min(0) + floor)[:, None], batch)
                 break
+            seen = _apart(seen, groups)
             if stage == 0 and previous is not None:
-                basis, strength = previous._bases[0], previous._strength
+                basis, strength = previous._bases[0].flatten(0, 1), previous._strength.flatten(0, 1)
             else:
                 weighting = share * seen.diagonal(dim1=-2, dim2=-1).real.sum(-1)
-                basis = _basis(power, phase, weighting)[1]
-                strength = _strength(basis, power, phase) * share[:, None]
+                basis = _basis(own, phase, weighting)[1]
+                strength = _strength(basis, own, phase) * share[:, None]
             if stage == 0:
-                self._strength = strength
-            outputs = layout.channels[stage + 1]
-            parts = torch.view_as_real(seen)[..., 0].reshape(batch, size, -1)
-            blocks = (strength.mT @ parts).unflatten(2, (outputs, outputs))
-            self._bases.append(basis)
-            self._inverses.append(_invert(blocks))
-            alike = stage == 0 and spectrum.power is None
-            power = gain @ gain.mH if alike else gain @ power @ gain.mH
+                self._strength = strength.unflatten(0, (batch, -1))
+            parts = torch.view_as_real(seen)[..., 0].flatten(2)
+            blocks = (strength.mT @ parts).unflatten(2, seen.shape[-2:])
+            self._add(basis, _invert(blocks), batch)
+            power = gain @ gain.mH if stage == 0 and alike else gain @ power @ gain.mH
+
+    def _add(self, basis: Tensor, inverse: Tensor, batch: int) -> None:
+        """Keep what belongs to a stage, rows of the batch first and its groups after them."""
+        self._bases.append(basis.unflatten(0, (batch, -1)))
+        self._inverses.append(inverse.unflatten(0, (batch, -1)))
 
     def keep(self, rows: Tensor) -> None:
         """Go on with these rows of the batch only."""
@@ -157,15 +164,25 @@ class Preconditioner:
             self._layout.split(flat), self._bases, self._inverses, self._copies, strict=True
         )
         for part, basis, inverse, copies in blocks:
-            rows = part.unflatten(2, (copies, -1))
+            groups = basis.shape[1]
+            rows = part.unflatten(2, (copies, -1)).unflatten(1, (groups, -1)).flatten(0, 1)
+            basis, inverse = basis.flatten(0, 1), inverse.flatten(0, 1)
             turned = (rows.flatten(1, 2) @ basis).view(rows.shape)
             if inverse.ndim == 3:
                 turned = turned * inverse[:, None]
             else:
                 columns = turned.permute(0, 3, 1, 2).contiguous()
                 turned = (inverse @ columns).permute(0, 2, 3, 1)
-            parts.append((turned.flatten(1, 2) @ basis.mT).flatten(1))
+            parts.append((turned.flatten(1, 2) @ basis.mT).view(len(flat), -1))
         return torch.cat(parts, 1)
+
+
+def _apart(values: Tensor, groups: int) -> Tensor:
+    """Blocks of a stage's groups, (batch * groups, frequencies, k, k)."""
+    if groups == 1:
+        return values
+    blocks: Tensor = values.unflatten(3, (groups, -1)).unflatten(2, (groups, -1))
+    return blocks.diagonal(dim1=2, dim2=4).movedim(-1, 1).flatten(0, 1)
 
 
 def _basis(power: Tensor, phase: Tensor, weighting: Tensor) -> tuple[Tensor, Tensor]:
@@ -195,5 +212,9 @@ def _invert(blocks: Tensor) -> Tensor:
     floor = 1e-6 * mean + _FLOOR * mean.amax(1, keepdim=True) + torch.finfo(mean.dtype).tiny
     eye = torch.eye(outputs, dtype=blocks.dtype, device=blocks.device)
     lifted = (blocks + blocks.mT) / 2 + floor[..., None, None] * eye
-    inverse: Tensor = torch.linalg.inv_ex(lifted).inverse
-    return inverse
+    if outputs == 1:
+        return 1 / lifted
+    # MKL's batched LU fails, or never ends, on some sizes from 150 on.
+    factor = torch.linalg.cholesky_ex(lifted).L
+    root: Tensor = torch.linalg.solve_triangular(factor, eye, upper=False)
+    return root.mT @ root
