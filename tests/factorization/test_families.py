@@ -15,9 +15,11 @@ from convfactor.factorization.families import (
     _dilations,
     _stride_placements,
     cropped,
+    depthwise,
     dilated,
     families,
     full,
+    low_rank,
     pointwise,
     separable_pair,
 )
@@ -40,7 +42,15 @@ shapes = st.builds(
 
 
 def everything(kernel):
-    return [*full(kernel), *cropped(kernel), *dilated(kernel), *separable_pair(kernel)]
+    return [
+        *full(kernel),
+        *cropped(kernel),
+        *dilated(kernel),
+        *pointwise(kernel),
+        *depthwise(kernel),
+        *separable_pair(kernel),
+        *low_rank(kernel),
+    ]
 
 
 @given(st.integers(1, 40))
@@ -283,3 +293,36 @@ def test_dilations_are_as_even_as_possible():
         found = _dilations(reach, count)
         assert (found is None) == (least is None)
         assert found is None or (found in options and sum(d * d for d in found) == least)
+
+
+@given(shapes)
+def test_stages_between_1x1_span_the_kernel_and_stride_where_they_reach(kernel):
+    for family in [*depthwise(kernel), *low_rank(kernel)]:
+        structure = family.structure(family.widths(2))
+        assert structure.span == kernel.kernel_size
+        assert structure.offset == (0, 0)
+        first, *inner, last = structure.stages
+        assert (first.kernel_size, last.kernel_size) == ((1, 1), (1, 1))
+        assert (first.stride, last.stride) == ((1, 1), (1, 1))
+        assert {stage.groups for stage in inner} == {first.out_channels}
+        assert len(set(structure.widths)) == 1
+
+
+def test_depthwise_stages_are_for_kernels_that_mix_channels():
+    assert [str(f.structure((8, 8, 8))) for f in depthwise(shape(4, 6, (5, 5)))] == [
+        "1x1 dw3x3 dw3x3 1x1 (8, 8, 8)"
+    ]
+    assert [str(f.structure(f.widths(0.5))) for f in low_rank(shape(8, 8, (5, 5), (2, 2)))] == [
+        "1x1 dw5x1/2x1 dw1x5/1x2 1x1 (4, 4, 4)",
+        "1x1 dw5x5/2 1x1 (4, 4)",
+    ]
+    for single in (shape(6, 1, (5, 5)), shape(1, 6, (5, 5)), shape(6, 6, (5, 5), groups=6)):
+        assert not [*depthwise(single), *low_rank(single)]
+    assert not [*low_rank(shape(6, 6, (4, 4), (4, 4)))]
+
+
+def test_many_channels_are_chosen_by_1x1_at_both_ends_of_dense_stages():
+    wide = shape(256, 128, (5, 5))
+    names = [str(f.structure(f.widths(0.25))) for f in [*pointwise(wide), *low_rank(wide)]]
+    assert "1x1 3x3 3x3 1x1 (41, 45, 49)" in names
+    assert "1x1 5x5 1x1 (43, 48)" in names
