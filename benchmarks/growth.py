@@ -100,9 +100,9 @@ def main() -> None:
     """Parse the command line, plan every network, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--layers", type=int, nargs="+", default=[10, 100, 1000])
-    parser.add_argument("--kernels", type=int, nargs="+", default=[5, 11, 21, 31, 51])
-    parser.add_argument("--channels", type=int, nargs="+", default=[64, 256, 1024])
-    parser.add_argument("--sides", type=int, nargs="+", default=[540, 1080, 2160],
+    parser.add_argument("--kernels", type=int, nargs="*", default=[5, 11, 21, 31, 51])
+    parser.add_argument("--channels", type=int, nargs="*", default=[64, 256, 1024])
+    parser.add_argument("--sides", type=int, nargs="*", default=[540, 1080, 2160],
                         help="heights of images of 16:9")  # fmt: skip
     parser.add_argument("--write", action="store_true", help="into docs/benchmarks.md as well")
     options = parser.parse_args()

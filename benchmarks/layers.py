@@ -1,9 +1,11 @@
 """Measure what the planner makes of the large kernels of well-known networks.
 
-Where weights exist (trained ones in the folder that CONVFACTOR_CASES names, Gabor filters by their
-formula) every layer is planned at 1, 2 and 5 % error on data that no fit has seen, in every dtype
-and for every batch. Where there are none, the fastest structures within 1/2, 1/4 and 1/8 of the
-multiplies are timed: the price alone, which says nothing of the error.
+Where weights exist (trained ones in the folder that CONVFACTOR_CASES names) every layer is planned
+at 1, 2 and 5 % error on data that no fit has seen. For other dtypes and batches the planner chooses
+among what was solved for one image in float32. Where there are none, the fastest structures within
+1/2, 1/4 and 1/8 of the multiplies are timed: the price alone, which says nothing of the error.
+`--full` solves for every dtype and batch, and Gabor filters (error of the weights) too, which takes
+minutes for each layer.
 
 Decisions are the planner's, on eager calls. What it chose, or came closest with, is then timed
 again beside the original, eager and compiled, each in its better memory format.
@@ -26,8 +28,7 @@ from torch import Tensor, nn
 from convfactor.conv.cascade import Cascade
 from convfactor.conv.formats import FORMATS
 from convfactor.conv.layer import CascadeConv2d
-from convfactor.demo import photographs
-from convfactor.factorization.factorizer import Factorizer
+from convfactor.factorization.factorizer import Factorizer, silent
 from convfactor.factorization.solvers.request import Effort
 from convfactor.latency import Timing, compare
 from convfactor.model.finding import find
@@ -46,7 +47,12 @@ SHARES = (2, 4, 8)
 CROP = 192
 # With these every structure is affordable that does not cost more.
 EVERY = Settings(min_speedup=1.0)
+# Answers by what was solved and how carefully.
+Solved = dict[Candidate, dict[Effort, Cascade]]
+# A layer with its weights, and what it reads, where that is known.
+Weights = tuple[nn.Conv2d, SiteData | None]
 SECONDS = 1.0
+MODES = ("eager", "compiled")
 
 
 @dataclass(frozen=True)
@@ -105,15 +111,6 @@ GRID = (
 
 
 @dataclass(frozen=True)
-class Cell:
-    """How a layer is run."""
-
-    dtype: str
-    batch: int
-    mode: str
-
-
-@dataclass(frozen=True)
 class Chosen:
     """What is to be timed in place of a layer.
 
@@ -129,27 +126,30 @@ class Chosen:
 
 
 class Recalling(Bench):
-    """A bench that solves no structure twice: only prices differ between dtypes and batches."""
+    """A bench that solves no structure twice for all dtypes and batches, which differ in prices."""
 
     def __init__(
         self,
         factorizer: Factorizer,
         site: Site,
         held_out: Sequence[Sequence[Tensor]],
-        solved: dict[tuple[object, ...], Cascade],
+        solved: Solved,
+        anew: bool,
     ) -> None:
         """Share answers with other benches of the same kernel."""
         super().__init__(factorizer, site, held_out)
         self._own = factorizer
         self._solved = solved
+        self._anew = anew
 
     def solve(self, candidate: Candidate, effort: Effort, starts: Sequence[Cascade]) -> Trial:
         """Solve, or round an earlier answer to this layer's dtype and measure that."""
-        key = (candidate.taps, effort)
-        if key in self._solved:
-            return self.measured(candidate, self._own.measure(self._solved[key]))
+        efforts = self._solved.setdefault(candidate, {})
+        known = efforts.get(effort) or (None if self._anew else next(iter(efforts.values()), None))
+        if known is not None:
+            return self.measured(candidate, self._own.measure(known))
         trial = super().solve(candidate, effort, starts)
-        self._solved[key] = trial.cascade
+        efforts[effort] = trial.cascade
         return trial
 
 
@@ -157,11 +157,13 @@ class Recalling(Bench):
 class SolvedOnce(Layer):
     """The planner's layer on such a bench."""
 
-    solved: dict[tuple[object, ...], Cascade] = field(default_factory=dict)
+    solved: Solved = field(default_factory=dict)
+    anew: bool = True
 
     def bench(self, factorizer: Factorizer, data: SiteData | None) -> Bench:
         """What measures solutions on held-out data."""
-        return Recalling(factorizer, self.site, [] if data is None else data.held_out, self.solved)
+        held_out = [] if data is None else data.held_out
+        return Recalling(factorizer, self.site, held_out, self.solved, self.anew)
 
 
 def main() -> None:
@@ -171,6 +173,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", metavar="NAME", choices=names, default=names,
                         help=f"layers to measure: {', '.join(map(repr, names))}")  # fmt: skip
     parser.add_argument("--full", action="store_true", help="every dtype, batch and mode together")
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--side", type=int, help="of the image in pixels, for all layers")
     parser.add_argument("--write", action="store_true", help="into docs/benchmarks.md as well")
@@ -178,11 +181,11 @@ def main() -> None:
     if options.side is not None and options.side < 64:
         parser.error("--side must be at least 64, twice the largest kernel, for a batch of images")
     device = torch.device(options.device)
-    trained = Trained(os.environ.get("CONVFACTOR_CASES"))
+    trained = Trained(os.environ.get("CONVFACTOR_CASES"), options.full)
     for geometry in (geometry for geometry in GRID if geometry.name in options.only):
         if options.side is not None:
             geometry = replace(geometry, side=options.side)
-        text = "\n".join(_table(geometry, trained, device, options.full))
+        text = "\n".join(_table(geometry, trained, device, options.modes))
         print(text, end="\n\n", flush=True)
         if options.write:
             pages.write(f"layer {geometry.name}", text)
@@ -190,33 +193,36 @@ def main() -> None:
 
 @dataclass
 class Trained:
-    """Weights and calibration data of the networks in a folder; None where there is no folder."""
+    """Weights, and calibration data of the networks in a folder.
+
+    Attributes:
+        folder: The folder, None where there is none.
+        full: Whether to take what is solved for minutes as well.
+    """
 
     folder: str | None
-    _known: dict[str, Mapping[str, tuple[nn.Conv2d, SiteData]]] = field(default_factory=dict)
+    full: bool
+    _known: dict[str, Mapping[str, Weights]] = field(default_factory=dict)
 
-    def of(self, source: tuple[str, str] | None) -> tuple[nn.Conv2d, SiteData] | None:
+    def of(self, source: tuple[str, str] | None) -> Weights | None:
         """A layer with its weights and what it reads, or None where they are not there."""
-        if source is None or (source[0] != "gabor" and self.folder is None):
+        if source is None or (not self.full if source[0] == "gabor" else self.folder is None):
             return None
         network, layer = source
         if network not in self._known:
             self._known[network] = self._read(network)
         return self._known[network][layer]
 
-    def _read(self, network: str) -> Mapping[str, tuple[nn.Conv2d, SiteData]]:
+    def _read(self, network: str) -> Mapping[str, Weights]:
         """Run the calibration data through a network."""
         if network == "gabor":
-            pictures = photographs.training().values()
-            return _calibrated(_gabor_bank(), [photographs.middle(x, CROP) for x in pictures])
+            return {"": (_gabor_bank(), None)}
         assert self.folder is not None
         case = models.cases(Path(self.folder))[network]
         return _calibrated(case.make(), [x[..., :CROP, :CROP] for x in case.batches])
 
 
-def _calibrated(
-    model: nn.Module, batches: Sequence[Tensor]
-) -> dict[str, tuple[nn.Conv2d, SiteData]]:
+def _calibrated(model: nn.Module, batches: Sequence[Tensor]) -> dict[str, Weights]:
     """The large kernels of a model with what they read."""
     inputs = ModelInputs.read(batches[0])
     with torch.no_grad():
@@ -250,7 +256,9 @@ def _gabor_bank() -> nn.Conv2d:
     return conv.eval()
 
 
-def _table(geometry: Geometry, trained: Trained, device: torch.device, full: bool) -> Iterator[str]:
+def _table(
+    geometry: Geometry, trained: Trained, device: torch.device, modes: Sequence[str]
+) -> Iterator[str]:
     """The lines of a layer's table."""
     known = trained.of(geometry.source)
     kernel = "x".join(map(str, geometry.kernel))
@@ -264,17 +272,18 @@ def _table(geometry: Geometry, trained: Trained, device: torch.device, full: boo
     asked = [f"{t:.0%} error" for t in TOLERANCES] if known else [f"1/{s}" for s in SHARES]
     yield f"| input | dtype | mode | original (ms) | {' | '.join(asked)} |"
     yield f"|---|---|---|---:|{'---|' * len(asked)}"
-    solved: dict[tuple[object, ...], Cascade] = {}
+    solved: Solved = {}
     slowest = math.inf
-    for (dtype, batch), modes in _cells(device, full).items():
+    for (dtype, batch), offered in _cells(device, trained.full).items():
         conv, x = _ready(geometry, known, dtype, batch, device)
         if known is None:
             chosen = [_priced(conv, x, share) for share in SHARES]
         else:
             prices: dict[object, Price] = {}
-            chosen = [_planned(conv, x, known[1], t, prices, solved) for t in TOLERANCES]
+            anew = trained.full or not solved
+            chosen = [_planned(conv, x, known[1], t, prices, solved, anew) for t in TOLERANCES]
         size = f"{batch}x{x.shape[-1]}x{x.shape[-1]}"
-        for mode in modes:
+        for mode in (mode for mode in offered if mode in modes):
             before, afters = _race(conv, x, chosen, mode)
             cells = [size, dtype, mode, f"{_spread(before)}"]
             for one, after in zip(chosen, afters, strict=True):
@@ -289,16 +298,15 @@ def _table(geometry: Geometry, trained: Trained, device: torch.device, full: boo
 
 def _cells(device: torch.device, full: bool) -> dict[tuple[str, int], tuple[str, ...]]:
     """Dtypes and batches, each with its modes."""
-    both = ("eager", "compiled")
     dtypes = ["float32", "bfloat16", *(["tf32", "float16"] if device.type == "cuda" else [])]
     if full:
-        return {(dtype, batch): both for dtype in dtypes for batch in (1, 16)}
-    return {("float32", 1): both, ("float32", 16): ("eager",), ("bfloat16", 1): ("eager",)}
+        return {(dtype, batch): MODES for dtype in dtypes for batch in (1, 16)}
+    return {("float32", 1): MODES, ("float32", 16): ("eager",), ("bfloat16", 1): ("eager",)}
 
 
 def _ready(
     geometry: Geometry,
-    known: tuple[nn.Conv2d, SiteData] | None,
+    known: Weights | None,
     name: str,
     batch: int,
     device: torch.device,
@@ -349,19 +357,25 @@ def _priced(conv: nn.Conv2d, x: Tensor, share: int) -> Chosen | None:
 def _planned(
     conv: nn.Conv2d,
     x: Tensor,
-    data: SiteData,
+    data: SiteData | None,
     tolerance: float,
     prices: dict[object, Price],
-    solved: dict[tuple[object, ...], Cascade],
+    solved: Solved,
+    anew: bool,
 ) -> Chosen | None:
     """What the planner decides for a tolerance; where it keeps the layer, what came closest."""
     site = _site(conv, x)
     layer = SolvedOnce.price(site, Settings(tolerance=tolerance), prices)
     assert isinstance(layer, SolvedOnce)
-    layer.solved = solved
-    held_out = [[y.to(x.device, x.dtype) for y in batch] for batch in data.held_out]
+    layer.solved, layer.anew = solved, anew
+    if not anew:
+        ladders = ([one for one in rungs if one in solved] for rungs in layer.ladders)
+        layer.ladders = [rungs for rungs in ladders if rungs]
+    if data is not None:
+        held_out = [[y.to(x.device, x.dtype) for y in batch] for batch in data.held_out]
+        data = SiteData(data.moments, held_out)
     with torch.no_grad():
-        decision = layer.decide(SiteData(data.moments, held_out), lambda *_: None)
+        decision = layer.decide(data, silent)
     if isinstance(decision, Replaced):
         fast = CascadeConv2d.from_conv(conv, decision, decision.torch_format)
         return Chosen(fast, f"{decision.structure}, {decision.error:.2%}", replaced=True)
