@@ -13,7 +13,6 @@ import itertools
 import resource
 import sys
 import time
-from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -26,6 +25,8 @@ from torch import Tensor, nn
 import convfactor
 
 LARGEST_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes in a unit of ru_maxrss
+FEW = 100  # layers that are calibrated or timed in a few minutes
+MACS, TIME = "multiplies", "time"
 
 
 @dataclass(frozen=True)
@@ -99,51 +100,63 @@ class Grown:
 def main() -> None:
     """Parse the command line, plan every network, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--layers", type=int, nargs="+", default=[10, 100, 1000])
+    parser.add_argument("--layers", type=int, nargs="*", default=[10, 100, 1000])
+    parser.add_argument("--full", action="store_true",
+                        help="calibrate and time more than 100 layers as well")  # fmt: skip
     parser.add_argument("--kernels", type=int, nargs="*", default=[5, 11, 21, 31, 51])
     parser.add_argument("--channels", type=int, nargs="*", default=[64, 256, 1024])
     parser.add_argument("--sides", type=int, nargs="*", default=[540, 1080, 2160],
                         help="heights of images of 16:9")  # fmt: skip
     parser.add_argument("--write", action="store_true", help="into docs/benchmarks.md as well")
     options = parser.parse_args()
-    lines = [
-        f"{pages.machine(torch.device('cpu'))}, torch {torch.__version__}",
-        "",
-        "| network | planned by | s | s per layer | MiB, model run | MiB, planned | replaced |",
-        "|---|---|---:|---:|---:|---:|---:|",
-    ]
-    print("\n".join(lines), flush=True)
-    for name, how, case in _cases(options):
-        lines.append(_line(name, how, case, _in_a_process(case)))
-        print(lines[-1], flush=True)
-    if options.write:
-        pages.write("growth", "\n".join(lines))
+    for section, cases in (
+        ("growth in layers", _networks(options)),
+        ("growth of a layer", _single_layers(options)),
+    ):
+        lines = [
+            f"{pages.machine(torch.device('cpu'))}, torch {torch.__version__}",
+            "",
+            "| network | planned by | s | s per layer | MiB, model run | MiB, planned | replaced |",
+            "|---|---|---:|---:|---:|---:|---:|",
+        ]
+        print("\n".join(lines), flush=True)
+        for name, how, case in cases:
+            lines.append(_line(name, how, case, _in_a_process(case)))
+            print(lines[-1], flush=True)
+            if options.write:  # at once, since the whole takes minutes
+                pages.write(section, "\n".join(lines))
 
 
-def _cases(options: argparse.Namespace) -> Sequence[tuple[str, str, Case]]:
-    """What to plan, with its name and how it is planned."""
-    macs, latency = "multiplies", "time"
+def _networks(options: argparse.Namespace) -> list[tuple[str, str, Case]]:
+    """Networks of many layers, each with its name and how it is planned."""
     found = []
     for distinct, count in itertools.product((False, True), sorted(options.layers)):
         name = f"{count} depthwise, {'distinct' if distinct else 'alike'}"
-        found.append((name, macs, Case(count, distinct=distinct)))
-    for count in sorted(options.layers):
+        found.append((name, MACS, Case(count, distinct=distinct)))
+    few = [count for count in sorted(options.layers) if count <= FEW or options.full]
+    for count in few:
         case = Case(count, channels=32, side=112, calibrated=True)
-        found.append((f"{count} depthwise, 32 channels, 112x112", f"{macs}, calibrated", case))
-    for count in sorted(options.layers):
+        found.append((f"{count} depthwise, 32 channels, 112x112", f"{MACS}, calibrated", case))
+    for count in few:
         case = Case(count, channels=32, side=112, objective="latency")
-        found.append((f"{count} depthwise, 32 channels, 112x112", latency, case))
+        found.append((f"{count} depthwise, 32 channels, 112x112", TIME, case))
+    return found
+
+
+def _single_layers(options: argparse.Namespace) -> list[tuple[str, str, Case]]:
+    """Single layers of growing size."""
+    found = []
     for kernel in options.kernels:
         case = Case(kernel=kernel, channels=64, side=56, objective="latency")
-        found.append((f"1 depthwise, {kernel}x{kernel}", latency, case))
+        found.append((f"1 depthwise, {kernel}x{kernel}", TIME, case))
         case = Case(kernel=kernel, channels=8, side=56, depthwise=False, objective="latency")
-        found.append((f"1 dense 8->8, {kernel}x{kernel}", latency, case))
+        found.append((f"1 dense 8->8, {kernel}x{kernel}", TIME, case))
     for channels in options.channels:
         case = Case(kernel=5, channels=channels, side=14, depthwise=False, objective="latency")
-        found.append((f"1 dense 5x5, {channels} channels", latency, case))
+        found.append((f"1 dense 5x5, {channels} channels", TIME, case))
     for side in options.sides:
         case = Case(side=side, ratio=16 / 9, channels=3, depthwise=False, objective="latency")
-        found.append((f"1 dense 9x9 3->3, {side}x{round(side * 16 / 9)}", latency, case))
+        found.append((f"1 dense 9x9 3->3, {side}x{round(side * 16 / 9)}", TIME, case))
     return found
 
 
