@@ -113,6 +113,8 @@ def main() -> None:
         ("growth in layers", _networks(options)),
         ("growth of a layer", _single_layers(options)),
     ):
+        if not cases:
+            continue
         lines = [
             f"{pages.machine(torch.device('cpu'))}, torch {torch.__version__}",
             "",
