@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import functools
 import os
-import platform
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -77,8 +76,9 @@ def main() -> None:
     peak = _peak(device, dtype)
     pixels = options.batch * options.size**2
     lines = [
-        f"{_machine(device)}, torch {torch.__version__}, {options.dtype}, batch {options.batch}, "
-        f"{options.size}x{options.size} pixels; a matrix product reaches {peak / 1e9:.0f} GFLOP/s",
+        f"{pages.machine(device)}, torch {torch.__version__}, {options.dtype}, "
+        f"batch {options.batch}, {options.size}x{options.size} pixels; "
+        f"a matrix product reaches {peak / 1e9:.0f} GFLOP/s",
         "",
         "| kernel | channels | format | ms | GFLOP/s | share | ns per 1000 multiplies | run by |",
         "|---|---:|---|---:|---:|---:|---:|---|",
@@ -175,13 +175,6 @@ def _printed() -> Iterator[list[str]]:
             os.dup2(kept, 1)
             os.close(kept)
             lines += Path(file.name).read_text().splitlines()
-
-
-def _machine(device: torch.device) -> str:
-    """What it runs on."""
-    if device.type == "cpu":
-        return f"{platform.machine()}, {torch.get_num_threads()} threads"
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
 
 
 if __name__ == "__main__":

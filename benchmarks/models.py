@@ -72,15 +72,15 @@ def main() -> None:
     folder = os.environ.get("CONVFACTOR_CASES")
     if not folder:
         sys.exit("set CONVFACTOR_CASES to the folder of the networks")
-    cases = _cases(_load(Path(folder) / "networks.py"), Path(folder) / "images")
+    known = cases(Path(folder))
     device = torch.device(options.device)
     print("| network | asked | before | after | | output error, unseen | quality | planned |")
     print("|---|---|---:|---:|---:|---:|---|---:|")
     images = Path(folder) / "images"
     with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as executor:
-        for name in options.cases or cases:
+        for name in options.cases or known:
             for way in options.ways:
-                row, plan = _run(name, cases[name], way, device, images, executor)
+                row, plan = _run(name, known[name], way, device, images, executor)
                 print(row, flush=True)
                 if options.plans:
                     print(f"\n{plan}\n", flush=True)
@@ -128,8 +128,9 @@ def _spread(timing: Timing) -> str:
     return f"{median:.3g} ms [{low:.3g}..{high:.3g}]"
 
 
-def _cases(networks: ModuleType, images: Path) -> dict[str, Case]:
-    """Networks with their calibration data and budgets."""
+def cases(root: Path) -> dict[str, Case]:
+    """The networks in a folder, with their calibration data and budgets."""
+    networks, images = _load(root / "networks.py"), root / "images"
     training = {name: photographs.middle(luma) for name, luma in photographs.training().items()}
     judges = [training.pop(name) for name in photographs.JUDGES]
     luma = [photographs.degrade(picture) for picture in training.values()]

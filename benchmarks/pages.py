@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import platform
 import re
 from pathlib import Path
+
+import torch
 
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 
@@ -25,3 +28,10 @@ def write(name: str, text: str, page: Path = PAGE) -> None:
     if count != 1:
         raise ValueError(f"{page} must have one section from {start} to {end}, it has {count}")
     page.write_text(whole)
+
+
+def machine(device: torch.device) -> str:
+    """What it runs on."""
+    if device.type == "cpu":
+        return f"{platform.machine()}, {torch.get_num_threads()} threads"
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)

@@ -12,6 +12,8 @@ from torch.fx import symbolic_trace
 
 import convfactor
 from convfactor import CascadeConv2d, Plan, PlanMismatchError
+from convfactor.model.finding import find
+from convfactor.model.inputs import ModelInputs
 from convfactor.plans.decisions import WholeModel
 
 
@@ -319,3 +321,29 @@ def test_untraceable_models_are_rewritten_by_module():
     fast = rewritten(Untraceable())
     assert type(fast) is Untraceable
     assert_close(fast, fast, -images())
+
+
+def test_all_names_of_a_model_are_not_listed_for_every_layer(monkeypatch):
+    """Which would take time that grows with the square of the layers."""
+    listed = []
+
+    def counted(listing):
+        def counting(self, *args, **kwargs):
+            listed.append(self)
+            return listing(self, *args, **kwargs)
+
+        return counting
+
+    for kind in ("named_modules", "named_parameters"):
+        monkeypatch.setattr(nn.Module, kind, counted(getattr(nn.Module, kind)))
+
+    def listings(count):
+        model = nn.Sequential(*(conv(seed=i) for i in range(count))).eval()
+        plan = convfactor.plan(model, images(), 1e-3, objective="macs", progress=False)
+        assert len(plan.replaced) == count
+        listed.clear()
+        assert len(find(model, ModelInputs.read(images()))) == count
+        plan.rewrite(model)
+        return sum(one is model for one in listed)
+
+    assert listings(6) == listings(3)

@@ -19,7 +19,7 @@ from convfactor.factorization import factorizer
 from convfactor.factorization.budget import Budget
 from convfactor.latency import Timing
 from convfactor.model.agreement import output_errors
-from convfactor.planning import job, layers
+from convfactor.planning import job, layers, resume
 from convfactor.planning.job import Job
 from convfactor.plans.decisions import Cost
 from convfactor.plans.settings import Settings
@@ -544,3 +544,41 @@ def test_one_latency_run_end_to_end():
         assert entry.decision.cost.after.median > 0
     assert (plan.whole is not None) == bool(plan.replaced)
     torch.testing.assert_close(fast(images()), model(images()), rtol=1e-3, atol=1e-4)
+
+
+def test_a_plan_is_written_seldom_where_that_takes_long(monkeypatch, tmp_path):
+    """With a clock that only the writes move: a plan of many layers is not written after each."""
+    now, written = [0.0], []
+
+    def save(self, folder):
+        written.append(len(self.entries))
+        now[0] += 1.0
+
+    monkeypatch.setattr(convfactor.Plan, "save", save)
+    monkeypatch.setattr(resume.time, "monotonic", lambda: now[0])
+    decide = layers.Layer.decide
+
+    def deciding(self, *args):
+        now[0] += 1.0
+        return decide(self, *args)
+
+    monkeypatch.setattr(layers.Layer, "decide", deciding)
+    model = nn.Sequential(*(conv(seed=i) for i in range(14)))
+    convfactor.plan(model, images(), 1e-3, checkpoint=tmp_path, **MACS)
+    assert written == [1, 11, 14]
+
+
+def test_many_replacements_are_not_undone_one_by_one(monkeypatch):
+    model = nn.Sequential(*(conv(seed=i) for i in range(24)))
+    request = Job.read(model, images(), None, Settings(1e-3, objective="macs"), None, None)
+    made = request.plan(False, None)
+    assert len(made.replaced) == 24
+    clocked = []
+
+    def clock(calls, device, duration, rounds):
+        clocked.append(calls)
+        return [Timing(t, t, t) for t in (1.0, 2.0, 1.0, 2.0)]
+
+    timed = replace(request, settings=replace(request.settings, objective="latency"), clock=clock)
+    assert not timed.compare(made).replaced
+    assert len(clocked) < 20

@@ -1,3 +1,5 @@
+import gc
+
 import pytest
 import torch
 from torch import nn
@@ -55,3 +57,15 @@ def test_a_layer_is_held_to_the_format_it_was_timed_in():
     watch = Stopwatch(KERNEL, shapes, torch.float32, torch.device("cpu"), {}, clock)
     structure = next(iter(separable_pair(KERNEL))).structure((2,))
     assert watch.quick(structure).memory_format == "channels_last"
+
+
+def test_inputs_are_not_kept_when_their_prices_are_known():
+    """Those of all layers of a model may not fit into memory."""
+    size = (1, 4, 37, 41)
+    watch = Stopwatch(
+        KERNEL, [(InputShape(size, False), 1)], torch.float32, torch.device("cpu"), {}
+    )
+    watch.careful(next(iter(separable_pair(KERNEL))).structure((2,)))
+    gc.collect()
+    held = [one for one in gc.get_objects() if type(one) is torch.Tensor and one.shape == size]
+    assert not held

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import sys
+from collections import defaultdict
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -96,9 +98,8 @@ class _Finder(Watcher[Candidate]):
     def other_use(self, site: Candidate) -> Reason | None:
         """Where the weight of a site is read past it, which what takes its place would not see."""
         module = site.kind == "module"
-        for other in self.sites:
-            functional = "functional" in (site.kind, other.kind)
-            if other is not site and other.weight is site.weight and functional:
+        for other in self._readers[id(site.weight)]:
+            if other is not site and "functional" in (site.kind, other.kind):
                 return _shared(other.owners[0])
         for tensor in (site.weight, site.bias if module else None):
             for user in self._users.get(id(tensor), ()):
@@ -110,13 +111,29 @@ class _Finder(Watcher[Candidate]):
         """Who else has the parameters of a module, from which a cascade would cut them."""
         if site.kind != "module":
             return None
-        for name, tensor in self.model.named_parameters(remove_duplicate=False):
-            owner = name.rpartition(".")[0]
-            if (tensor is site.weight or tensor is site.bias) and owner not in site.owners:
+        for _, owner in sorted({*self._holders[id(site.weight)], *self._holders[id(site.bias)]}):
+            if owner not in site.owners:
                 other = owner or "the model"
                 text = f"it shares a parameter with {other}, which stays as it is"
                 return Reason("shared", f"shares a parameter with {other}", text)
         return None
+
+    @functools.cached_property
+    def _readers(self) -> defaultdict[int, list[Candidate]]:
+        """The candidates that read each weight, once all are known."""
+        readers = defaultdict(list)
+        for site in self.sites:
+            readers[id(site.weight)].append(site)
+        return readers
+
+    @functools.cached_property
+    def _holders(self) -> defaultdict[int, list[tuple[int, str]]]:
+        """The modules that hold each parameter, by their place in the model, after the run."""
+        holders = defaultdict(list)
+        parameters = self.model.named_parameters(remove_duplicate=False)
+        for place, (name, tensor) in enumerate(parameters):
+            holders[id(tensor)].append((place, name.rpartition(".")[0]))
+        return holders
 
     def _count(self, site: Candidate, x: Tensor) -> None:
         """Note the shape of a call."""

@@ -78,8 +78,7 @@ def check(model: nn.Module, subject: Subject) -> None:
         _check_transform(model, subject)
         return
     names = [subject.weight_name]
-    modules = {name for name, _ in model.named_modules(remove_duplicate=False)}
-    missing = sorted({*subject.owners} - modules)
+    missing = sorted(owner for owner in subject.owners if not _has(model, owner))
     if missing and not isinstance(model, fx.GraphModule):
         raise PlanMismatchError(
             f"layer {subject.name}: the model has no module {missing[0]!r}; apply the plan to the "
@@ -148,8 +147,17 @@ def _owners(model: nn.Module, subject: Subject) -> list[str]:
     """The names under which a model holds a subject; graphs keep only those that they call."""
     if not isinstance(model, fx.GraphModule):
         return list(subject.owners)
-    present = {name for name, _ in model.named_modules(remove_duplicate=False)}
-    return [owner for owner in subject.owners if owner in present] or list(subject.owners)
+    return [owner for owner in subject.owners if _has(model, owner)] or list(subject.owners)
+
+
+def _has(model: nn.Module, name: str) -> bool:
+    """Whether a model holds a module of that name; all names are not listed for one."""
+    module: Any = model
+    for part in name.split(".") if name else ():
+        if part not in module._modules or module._modules[part] is None:
+            return False
+        module = module._modules[part]
+    return True
 
 
 def _swap(model: nn.Module, new: dict[nn.Module, nn.Module]) -> nn.Module:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
@@ -34,6 +35,8 @@ from convfactor.plans.settings import Settings
 from convfactor.progress import reporting
 
 WHOLE_SECONDS = 3.0
+# Of what is replaced, so much is undone at a time: one of few, and not one by one of many.
+UNDONE = 0.1
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,12 +179,13 @@ class Job:
                 return replace(chosen, whole=whole)
             if whole.after.median < whole.before.median:
                 return replace(chosen, whole=whole)
-            worst = min(chosen.replaced, key=lambda i: _saving(chosen, i))
+            worst = sorted(chosen.replaced, key=lambda i: _saving(chosen, i))
             text = (
                 f"undone: the whole model took {whole.after.median * 1e3:.3g} ms with it, "
                 f"{whole.before.median * 1e3:.3g} ms without"
             )
-            chosen = chosen.without(worst, Reason("speed", "undone: no faster", text))
+            for i in worst[: math.ceil(len(worst) * UNDONE)]:
+                chosen = chosen.without(i, Reason("speed", "undone: no faster", text))
         return chosen
 
     def _measure(self, chosen: Plan, fast: nn.Module) -> WholeModel:

@@ -17,6 +17,7 @@ from convfactor.planning.calibration import Split
 from convfactor.planning.memo import Memo
 from convfactor.planning.prepared import Prepared
 from convfactor.planning.quality import Quality
+from convfactor.planning.resume import Keeper
 from convfactor.planning.spending import Spender
 from convfactor.plans.decisions import Entry
 from convfactor.plans.plan import Plan
@@ -68,18 +69,21 @@ def make_plan(
 def _decide_each(
     prepared: Prepared, checkpoint: Path | None, clock: Clock, progress: Progress
 ) -> Plan:
-    """Decide for every site by itself, and keep the plan after every decision."""
-    plan = prepared.plan
+    """Decide for every site by itself, and keep what is decided, also when that is interrupted."""
+    plan, keeper = prepared.plan, Keeper(checkpoint)
     names = [one.subject.name for one in prepared.found]
-    for one, report in zip(prepared.found, steps(progress, "solving", names), strict=True):
-        if one in prepared.known:
-            decision = prepared.known[one]
-        elif isinstance(one, TransformSite):
-            decision = transforms.decide(one, plan.settings, prepared.device, clock)
-        else:
-            layer = prepared.layers[one]
-            decision = layer.decide(prepared.data.pop(layer.site, None), report)
-        plan = plan.extended(Entry(one.subject, decision))
-        if checkpoint is not None:
-            plan.save(checkpoint)
+    try:
+        for one, report in zip(prepared.found, steps(progress, "solving", names), strict=True):
+            if one in prepared.known:
+                decision = prepared.known[one]
+            elif isinstance(one, TransformSite):
+                decision = transforms.decide(one, plan.settings, prepared.device, clock)
+            else:
+                layer = prepared.layers[one]
+                decision = layer.decide(prepared.data.pop(layer.site, None), report)
+            plan = plan.extended(Entry(one.subject, decision))
+            keeper.keep(plan)
+    finally:
+        if plan.entries:
+            keeper.keep(plan, last=True)
     return plan

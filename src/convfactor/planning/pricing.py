@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from convfactor.conv.calls import convolution
 from convfactor.conv.cascade import Cascade
@@ -22,6 +23,8 @@ from convfactor.plans.decisions import Cost
 
 QUICK, CAREFUL = 0.12, 0.6
 QUICK_ROUNDS = 3
+# Random numbers that an input repeats: its values do not count, and drawing them takes long.
+DRAWN = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,7 @@ class Stopwatch:
     The original is timed in both memory formats and the faster one counts, on inputs that already
     have it. A structure is timed on inputs of that same format, with the conversion that its own
     format needs: the whole model is compared in both formats later, and runs in the better one.
+    Inputs are made for each comparison, as those of all layers of a model may not fit into memory.
     """
 
     def __init__(
@@ -84,7 +88,7 @@ class Stopwatch:
         known: dict[object, Price],
         clock: Clock = compare,
     ) -> None:
-        """Prepare inputs.
+        """Say what is timed.
 
         Args:
             geometry: The layer.
@@ -95,17 +99,12 @@ class Stopwatch:
             clock: Times calls.
         """
         self._geometry = geometry
+        self._shapes = shapes
         self._dtype = dtype
         self._device = device
         self._known = known
         self._clock = clock
         self._key = (geometry, tuple(sorted(shapes, key=repr)), dtype, device)
-        generator = torch.Generator().manual_seed(0)
-        self._weight = torch.randn(geometry.weight_shape, generator=generator).to(device, dtype)
-        self._inputs = []
-        for shape, calls in shapes:
-            x = torch.randn(shape.size, generator=generator).to(device, dtype)
-            self._inputs.append((x, calls))
 
     def quick(self, structure: Structure) -> Price:
         """Time a structure briefly, once; what is known better counts."""
@@ -132,9 +131,8 @@ class Stopwatch:
     def _better(self) -> torch.memory_format:
         """The format in which the original is faster."""
         formats = (torch.contiguous_format, torch.channels_last)
-        timings = self._clock(
-            [self._original(f) for f in formats], self._device, QUICK, FEWEST_ROUNDS
-        )
+        calls = [self._original(self._weight(), self._inputs(f), f) for f in formats]
+        timings = self._clock(calls, self._device, QUICK, FEWEST_ROUNDS)
         return formats[timings[0].median > timings[1].median]
 
     @property
@@ -157,14 +155,14 @@ class Stopwatch:
         rounds: int = FEWEST_ROUNDS,
     ) -> Price:
         """Compare the original in some formats with a structure in some."""
-        calls = [self._original(memory_format) for memory_format in originals]
+        inputs = {f: self._inputs(f) for f in {*originals, self._better}}
+        weight = self._weight()
+        calls = [self._original(weight, inputs[f], f) for f in originals]
         weights = Cascade.random(structure, dtype=self._dtype)
         for name in formats:
             memory_format = torch.channels_last if name == "channels_last" else None
-            layer = CascadeConv2d.from_weight(
-                self._weight, None, weights, self._geometry, memory_format
-            )
-            calls.append(self._layer(layer))
+            layer = CascadeConv2d.from_weight(weight, None, weights, self._geometry, memory_format)
+            calls.append(functools.partial(_run, layer, inputs[self._better]))
         timings = self._clock(calls, self._device, seconds, rounds)
         before = min(timings[: len(originals)], key=lambda t: t.median)
         after, name = min(
@@ -173,23 +171,34 @@ class Stopwatch:
         cost = Cost(before, after, self._geometry.macs, structure.macs)
         return Price(cost, name)
 
-    def _original(self, memory_format: torch.memory_format) -> Callable[[], object]:
+    def _original(
+        self,
+        weight: Tensor,
+        inputs: Sequence[tuple[Tensor, int]],
+        memory_format: torch.memory_format,
+    ) -> Callable[[], object]:
         """The original convolution on inputs of one format."""
-        weight = self._weight.to(memory_format=memory_format)  # also strides of one channel
-        inputs = self._in_format(memory_format)
+        weight = weight.to(memory_format=memory_format)  # also strides of one channel
         return lambda: _run(lambda x: convolution(x, weight, None, self._geometry), inputs)
 
-    def _layer(self, layer: nn.Module) -> Callable[[], object]:
-        """A layer on inputs of the format in which the original is faster."""
-        inputs = self._in_format(self._better)
-        return lambda: _run(layer, inputs)
+    def _weight(self) -> Tensor:
+        """A weight of the layer."""
+        return _random(self._geometry.weight_shape).to(self._device, self._dtype)
 
-    def _in_format(self, memory_format: torch.memory_format) -> list[tuple[Tensor, int]]:
-        """The inputs in a format, where they have one."""
-        return [
-            (x.to(memory_format=memory_format) if x.dim() == 4 else x, calls)
-            for x, calls in self._inputs
-        ]
+    def _inputs(self, memory_format: torch.memory_format) -> list[tuple[Tensor, int]]:
+        """The inputs in a format, where they have one, with their numbers of calls."""
+        made = []
+        for shape, calls in self._shapes:
+            x = _random(shape.size).to(self._device, self._dtype)
+            made.append((x.to(memory_format=memory_format) if x.dim() == 4 else x, calls))
+        return made
+
+
+def _random(size: Sequence[int]) -> Tensor:
+    """Fill a tensor with random numbers, which repeat."""
+    count = math.prod(size)
+    drawn = torch.randn(min(count, DRAWN), generator=torch.Generator().manual_seed(0))
+    return drawn.repeat(-(-count // DRAWN))[:count].view(*size)
 
 
 def _run(call: Callable[[Tensor], Tensor], inputs: Sequence[tuple[Tensor, int]]) -> None:
