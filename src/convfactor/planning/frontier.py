@@ -27,11 +27,11 @@ from convfactor.plans.decisions import Kept, Replaced, Tried
 from convfactor.progress import Told
 
 # From one solved structure of a family to the next, the multiplies fall by this factor at least.
-STEP = 2.0
+STEP = 2.5
 # A layer this far off spoils any model: nothing narrower is solved.
 USELESS = 0.25
 # Of those that are not solved, few are priced: their multiplies grow by this factor at least.
-APART = 1.15
+APART = 1.25
 # Processor time for the first look at one family.
 LOOK_SECONDS = 15.0
 # Errors with which the effect of a layer on the model is measured.

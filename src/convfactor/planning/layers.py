@@ -71,11 +71,15 @@ class Layer:
             pricing = Stopwatch(geometry, shapes, weight.dtype, weight.device, known, clock)
             multiple = WIDTH_MULTIPLE
         layer = cls(site, settings, pricing)
+        general: Candidate | None = None
         for family in _candidates(geometry, settings):
+            if general is not None and not layer._beats(family, general):
+                continue
             ladder = family.ladder(geometry.macs, multiple)
             rungs = layer._affordable([Candidate.of(s, geometry) for s in ladder], layer.bar)
             if rungs:
                 layer.ladders.append(rungs)
+                general = rungs[-1] if len(family.apart) == 1 else general
         return layer
 
     @property
@@ -262,6 +266,12 @@ class Layer:
                 rung = (low + high) // 2
         return list(rungs[:low])
 
+    def _beats(self, family: Family, general: Candidate) -> bool:
+        """Whether several depthwise stages are faster than one of their taps, which is as exact."""
+        widths = general.taps.widths[:1] * (len(family.kernel_sizes) - 1)
+        one = Candidate.of(family.structure(widths), self.site.geometry)
+        return self.price_of(one).relative < self.price_of(general).relative
+
     def price_of(self, candidate: Candidate) -> Price:
         """A price good enough to search with."""
         return self.pricing.quick(candidate.pixels)
@@ -278,4 +288,6 @@ def _candidates(kernel: ConvGeometry, settings: Settings) -> list[Family]:
         return cascades
     pair = list(separable_pair(kernel))
     # For single channels the pair is solved at once, and few cascades are faster.
-    return [*pair, *cascades] if kernel.is_depthwise else [*cascades, *pair, *low_rank(kernel)]
+    if kernel.is_depthwise:
+        return [*pair, *cascades]
+    return sorted([*cascades, *pair, *low_rank(kernel)], key=lambda family: len(family.apart))
