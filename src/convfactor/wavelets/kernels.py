@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,8 @@ def load() -> None:
 
     flags = ("-O3", "-fopenmp", *INSTRUCTIONS.get(torch.backends.cpu.get_cpu_capability(), ()))
     name = f"convfactor_wavelets_{_digest(flags)}"
-    folder = Path(cpp_extension.get_default_build_root()) / name
+    root = os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root()
+    folder = Path(root) / name
     library, complete = folder / f"{name}.so", folder / "complete"
     if complete.exists() and library.exists():
         torch.ops.load_library(library)
