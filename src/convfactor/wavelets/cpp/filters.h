@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 namespace convfactor {
@@ -145,13 +146,13 @@ struct Filter {
   // Calls use(sample, weight) for everything that an output is the sum of.
   template <typename Use>
   void visit(int64_t output, Use use) const {
-    const int64_t period = output / rows;
+    const int64_t period = output >> __builtin_ctzll(rows);  // of 1, 2 or 4 rows
     if (period < head) {
       for (const Tap& tap : first[output]) use(tap.offset, tap.weight);
     } else if (period >= periods - head) {
       for (const Tap& tap : last[output - (periods - head) * rows]) use(tap.offset, tap.weight);
     } else {
-      for (const Tap& tap : inside[output % rows]) use(period * cols + tap.offset, tap.weight);
+      for (const Tap& tap : inside[output & (rows - 1)]) use(period * cols + tap.offset, tap.weight);
     }
   }
 
@@ -174,7 +175,10 @@ struct Streams {
   int64_t count, stride;
 
   int64_t size() const { return count * stride; }
-  int64_t at(int64_t sample) const { return sample % count * stride + sample / count; }
+  // Divisions would take longer than the sums: there are 1, 2 or 4 streams.
+  int64_t at(int64_t sample) const {
+    return (sample & (count - 1)) * stride + (sample >> __builtin_ctzll(count));
+  }
 };
 
 // A filter along rows that are kept in streams.
@@ -182,6 +186,13 @@ template <typename A>
 class RowFilter {
  public:
   RowFilter(const Filter& filter, Streams from) : filter_(filter), from_(from) {
+    for (const std::vector<Tap>& phase : filter.inside) {
+      inside_.emplace_back();
+      for (const Tap& tap : phase) {
+        const int64_t at = from_.at(filter.head * filter.cols + tap.offset);
+        inside_.back().push_back({at, static_cast<A>(tap.weight)});
+      }
+    }
     collect(filter.first, begin_);
     collect(filter.last, end_);
   }
@@ -190,10 +201,7 @@ class RowFilter {
 
   // What output phase `phase` is the sum of, from the first period that is not at the border.
   void inside(const A* row, int64_t phase, std::vector<Term<A>>& terms) const {
-    for (const Tap& tap : filter_.inside[phase]) {
-      const int64_t sample = filter_.head * filter_.cols + tap.offset;
-      terms.push_back({row + from_.at(sample), static_cast<A>(tap.weight)});
-    }
+    for (const auto& [at, weight] : inside_[phase]) terms.push_back({row + at, weight});
   }
 
   // Adds the outputs at both ends, in their natural order, to `first` and `last`.
@@ -242,6 +250,7 @@ class RowFilter {
 
   Filter filter_;
   Streams from_;
+  std::vector<std::vector<std::pair<int64_t, A>>> inside_;
   std::vector<Column> begin_, end_;
   int64_t padded_ = 0;
 };

@@ -148,7 +148,10 @@ struct Schedule {
       high = end = std::max(high, end + end % 2);
       capacity = std::max(capacity, high - low);
     }
-    capacity += 2;
+    // A power of two: rows are found without a division.
+    int64_t whole = 2;
+    while (whole < capacity) whole *= 2;
+    capacity = whole;
   }
 
   int64_t units() const { return static_cast<int64_t>(spans.size()); }
@@ -162,7 +165,7 @@ class Window {
       : capacity_(capacity), stride_(stride + slack<A>), room_(images * capacity * stride_) {}
 
   A* row(int64_t image, int64_t index) {
-    return room_.data() + (image * capacity_ + index % capacity_) * stride_;
+    return room_.data() + (image * capacity_ + (index & (capacity_ - 1))) * stride_;
   }
 
   // Adds to `terms` what a filter along columns reads of an image for an output row.
