@@ -57,6 +57,8 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="into docs/benchmarks.md as well")
     parser.add_argument("--exhaustive", action="store_true", help="compare results instead")
     options = parser.parse_args()
+    if options.write and options.compiled:
+        parser.error("--write takes the tables without --compiled")
     if options.threads:
         torch.set_num_threads(options.threads)
     if options.exhaustive:
@@ -82,8 +84,7 @@ def time_everything(options: argparse.Namespace) -> None:
         text = "\n".join([head, "", *table, ""])
         print(text, flush=True)
         if options.write:
-            kind = " under torch.compile" if options.compiled else ""
-            pages.write(f"wavelets {direction}{' and backward' * backward}{kind}", text)
+            pages.write(f"wavelets {direction}{' and backward' * backward}", text)
 
 
 def _bandwidth(device: torch.device) -> float:
