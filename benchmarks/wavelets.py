@@ -1,8 +1,10 @@
 """Time the dual-tree wavelet transform against pytorch_wavelets, or compare all results.
 
-Both sides run in this process, interleaved; times are medians in nanoseconds per pixel of the
-image, next to those of a plain copy of it. `--exhaustive` times nothing: it compares the results
-over all filters, modes, levels and sizes.
+All forms run in this process, interleaved; times are medians in nanoseconds per pixel of the
+image. The share is that of the bandwidth of a large copy, measured beside them, which reading all
+inputs and writing all outputs once would take. `--write` puts the tables into
+`docs/benchmarks.md`. `--exhaustive` times nothing: it compares the results over all filters,
+modes, levels and sizes.
 """
 
 from __future__ import annotations
@@ -16,92 +18,155 @@ import statistics
 import warnings
 from collections.abc import Callable, Iterator
 
+import pages
 import torch
 from torch import Tensor, nn
 
-from convfactor.latency import compare
+from convfactor import wavelets
+from convfactor.latency import Timing, compare
 from convfactor.wavelets import DTCWTForward, DTCWTInverse
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # pytorch_wavelets 1.3.0 imports pkg_resources
     import pytorch_wavelets
 
-SHAPES = ((1, 1, 512, 512), (1, 3, 512, 512), (8, 64, 64, 64), (16, 3, 224, 224),
-          (1, 64, 128, 128), (1, 3, 1080, 1920))  # fmt: skip
+SHAPES = ((1, 1, 512, 512), (1, 3, 512, 512), (8, 64, 64, 64), (1, 64, 128, 128),
+          (4, 3, 224, 224))  # fmt: skip
 BIORTS = ("antonini", "legall", "near_sym_a", "near_sym_b")
 QSHIFTS = ("qshift_06", "qshift_a", "qshift_b", "qshift_c", "qshift_d", "qshift_32")
+DIRECTIONS = ("inverse", "forward")
+COPIED = 1 << 24  # numbers
 
 
 def main() -> None:
     """Parse the command line and run."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--direction", choices=("inverse", "forward"), default="inverse")
-    parser.add_argument("--gradients", action="store_true", help="time forward and backward")
+    parser.add_argument("--directions", choices=DIRECTIONS, nargs="+", default=list(DIRECTIONS))
+    parser.add_argument(
+        "--gradients", choices=("without", "with"), nargs="+", default=["without", "with"]
+    )
     parser.add_argument("--levels", type=int, nargs="+", default=[1, 2, 3, 4])
     parser.add_argument("--biort", default="near_sym_a")
     parser.add_argument("--qshift", default="qshift_a")
-    parser.add_argument("--compiled", action="store_true", help="compile both sides as well")
-    parser.add_argument("--tuned", action="store_true", help="tune ours for every shape as well")
+    parser.add_argument("--compiled", action="store_true", help="torch.compile as well")
+    parser.add_argument("--tuned", action="store_true", help="tune torch's form for every shape")
+    parser.add_argument("--quick", action="store_true", help="the first shape alone")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, help="threads on the CPU")
-    parser.add_argument("--seconds", type=float, default=2.0, help="per row")
+    parser.add_argument("--seconds", type=float, default=0.3, help="per row, five rounds at least")
+    parser.add_argument("--write", action="store_true", help="into docs/benchmarks.md as well")
     parser.add_argument("--exhaustive", action="store_true", help="compare results instead")
     options = parser.parse_args()
+    if options.write and options.compiled:
+        parser.error("--write takes the tables without --compiled")
     if options.threads:
         torch.set_num_threads(options.threads)
     if options.exhaustive:
         compare_everything()
-    else:
-        time_everything(options)
+        return
+    time_everything(options)
 
 
 def time_everything(options: argparse.Namespace) -> None:
-    """Print one row per shape and number of levels, and the mean ratio."""
+    """Print a table for either direction, without and with gradients."""
     device = torch.device(options.device)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
-    print(f"{device} {name}, {torch.get_num_threads()} threads, float32, torch {torch.__version__}")
-    print(f"{options.direction}{' and backward' * options.gradients}, {options.biort}, "
-          f"{options.qshift}; ns per pixel (quartiles)")  # fmt: skip
-    ratios = []
-    for shape, levels in itertools.product(SHAPES, options.levels):
-        sides, inputs = _sides(options, shape, levels, device)
-        call = _with_gradients if options.gradients else _without_gradients
-        image = torch.randn(shape, device=device)
-        calls = [image.clone, *(call(module, inputs) for module in sides.values())]
-        copy, *timings = compare(calls, device, options.seconds)
-        scale = 1e9 / math.prod(shape)
-        row = [
-            f"{side} {scale * t.median:7.2f} ({scale * t.low:.2f}..{scale * t.high:.2f})"
-            for side, t in zip(sides, timings, strict=True)
-        ]
-        ratios.append(timings[0].median / timings[1].median)
-        text = "x".join(map(str, shape))
-        print(f"{text:>14} J={levels}  copy {scale * copy.median:5.2f}  {'  '.join(row)}"
-              f"  {ratios[-1]:.2f}x", flush=True)  # fmt: skip
-    print(f"geometric mean {statistics.geometric_mean(ratios):.2f}x, least {min(ratios):.2f}x")
+    if device.type == "cpu":
+        wavelets.build()
+    bandwidth = _bandwidth(device)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    head = (
+        f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}, float32, "
+        f"{options.biort}, {options.qshift}; a copy reads and writes {bandwidth / 1e9:.1f} GB/s"
+    )
+    for direction, gradients in itertools.product(options.directions, options.gradients):
+        backward = gradients == "with"
+        table = _table(options, direction, backward, device, bandwidth)
+        text = "\n".join([head, "", *table, ""])
+        print(text, flush=True)
+        if options.write:
+            pages.write(f"wavelets {direction}{' and backward' * backward}", text)
+
+
+def _bandwidth(device: torch.device) -> float:
+    """Bytes that a copy reads and writes in a second."""
+    source = torch.randn(COPIED, device=device)
+    target = torch.empty_like(source)
+    (timing,) = compare([lambda: target.copy_(source)], device)
+    return 8 * COPIED / timing.median
+
+
+def _table(
+    options: argparse.Namespace,
+    direction: str,
+    gradients: bool,
+    device: torch.device,
+    bandwidth: float,
+) -> list[str]:
+    """The rows of a direction, and the means over them."""
+    lines: list[str] = []
+    ratios: dict[str, list[float]] = {}
+    for shape, levels in itertools.product(SHAPES[: 1 if options.quick else None], options.levels):
+        sides, inputs = _sides(options, direction, shape, levels, device)
+        call = _with_gradients if gradients else _without_gradients
+        calls = [call(module, inputs) for module in sides.values()]
+        timings = dict(zip(sides, compare(calls, device, options.seconds), strict=True))
+        original = timings["original"].median
+        for side, timing in timings.items():
+            ratios.setdefault(side, []).append(original / timing.median)
+        numbers = sum(t.numel() for t in (*_tensors(inputs), *_tensors(_output(sides, inputs))))
+        least = 4 * numbers * (2 if gradients else 1) / bandwidth
+        share = least / min(timing.median for timing in timings.values())
+        cells = ["x".join(map(str, shape)), str(levels)]
+        cells += [_cell(timing, original, math.prod(shape)) for timing in timings.values()]
+        lines.append(f"| {' | '.join([*cells, f'{share:.0%}'])} |")
+    title = direction + (" and backward" if gradients else "")
+    header = [title, "J", *(f"{side}, ns per pixel" for side in ratios), "share of a copy"]
+    means = [f"{statistics.geometric_mean(r):.2f}x (least {min(r):.2f}x)" for r in ratios.values()]
+    return [
+        f"| {' | '.join(header)} |",
+        f"|---|---:|{'---:|' * (len(ratios) + 1)}",
+        *lines,
+        f"| geometric mean | | {' | '.join(means)} | |",
+    ]
+
+
+def _output(sides: dict[str, nn.Module], inputs: object) -> object:
+    """What all of them return."""
+    with torch.no_grad():
+        return sides["original"](inputs)
+
+
+def _cell(timing: Timing, original: float, pixels: int) -> str:
+    low, median, high = (1e9 * t / pixels for t in (timing.low, timing.median, timing.high))
+    return f"{median:.3g} [{low:.3g}..{high:.3g}] {original / timing.median:.1f}x"
 
 
 def _sides(
-    options: argparse.Namespace, shape: tuple[int, ...], levels: int, device: torch.device
+    options: argparse.Namespace,
+    direction: str,
+    shape: tuple[int, ...],
+    levels: int,
+    device: torch.device,
 ) -> tuple[dict[str, nn.Module], object]:
-    """Transforms by name, the original first and ours second, and what they are called with."""
+    """Transforms by name, the original first, and what they are called with."""
     analysis = pytorch_wavelets.DTCWTForward(options.biort, options.qshift, levels).to(device)
     inputs: object = torch.randn(shape, device=device)
-    ours: DTCWTForward | DTCWTInverse
-    if options.direction == "forward":
-        original, ours = analysis, DTCWTForward.from_module(analysis)
-    else:
+    original = analysis
+    kind: type[DTCWTForward] | type[DTCWTInverse] = DTCWTForward
+    if direction == "inverse":
         original = pytorch_wavelets.DTCWTInverse(options.biort, options.qshift).to(device)
-        ours = DTCWTInverse.from_module(original)
+        kind = DTCWTInverse
         with torch.no_grad():
             inputs = analysis(inputs)
-    sides = {"original": original, "ours": ours}
+    by_torch = kind.from_module(original, backend="torch")
     if options.tuned:
-        sides["tuned"] = tuned = type(ours).from_module(original)
-        _tune(tuned, shape, levels)
+        _tune(by_torch, shape, levels)
+    sides = {"original": original, "ours by torch": by_torch}
+    if device.type == "cpu":
+        sides["our kernels"] = kind.from_module(original, backend="cpp")
     if options.compiled:
         torch._dynamo.reset()
-        sides |= {f"{name} compiled": torch.compile(side) for name, side in sides.items()}
+        sides |= {f"{name}, torch.compile": torch.compile(one) for name, one in sides.items()}
     return sides, inputs
 
 

@@ -43,6 +43,7 @@ class Bank:
         dtype: Dtype of the matrices, on the device of the filters unless told.
         device: Device of the matrices.
         fixed: Whether the matrices are constants, which no derivative has to reach.
+        backend: What computes the level, see `kernels`.
     """
 
     def __init__(
@@ -52,14 +53,16 @@ class Bank:
         dtype: torch.dtype,
         device: torch.device,
         fixed: bool,
+        backend: str = "torch",
     ) -> None:
         """Keep the filters; matrices are made when they are asked for."""
         self.sizes = sizes
         self.dtype = dtype
         self.fixed = fixed
+        self.backend = backend
+        self.taps = dict(taps)
         self.diagonal = "band" in taps
         self._device = device
-        self._taps = dict(taps)
         reach = max(one.reach for one in taps.values())
         self._layouts = [
             layout(taps["low"], sizes.tile, reach, transposed) for transposed in (False, True)
@@ -114,7 +117,7 @@ class Bank:
         key = (name, length, whole, transposed)
         if key in self._made:
             return self._made[key]
-        shape, taps = self._layouts[transposed], self._taps[name]
+        shape, taps = self._layouts[transposed], self.taps[name]
         made: Banded | Tensor
         if not whole:
             made = cut(taps, shape, length, transposed)

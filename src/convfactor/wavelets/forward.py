@@ -32,6 +32,7 @@ class DTCWTForward(Transform):
         o_dim: Dimension of the six orientations in the bands.
         ri_dim: Dimension of their real and imaginary parts.
         mode: Extension at the border.
+        backend: As for `DTCWTInverse`.
 
     Raises:
         TypeError: If an argument is of another type.
@@ -49,16 +50,18 @@ class DTCWTForward(Transform):
         o_dim: int = 2,
         ri_dim: int = -1,
         mode: str = "symmetric",
+        *,
+        backend: str = "auto",
     ) -> None:
         """Look up the filters and prepare the matrices."""
         filters = {**biorthogonal(biort, "h"), **quarter_shift(qshift, "h")}
-        super().__init__(filters, biort, qshift, o_dim, ri_dim, mode)
+        super().__init__(filters, biort, qshift, o_dim, ri_dim, mode, backend)
         self.J = checks.levels("J", J)
         self.skip_hps = _per_level("skip_hps", skip_hps, J)
         self.include_scale = _per_level("include_scale", include_scale, J)
 
     @classmethod
-    def from_module(cls, reference: nn.Module) -> DTCWTForward:
+    def from_module(cls, reference: nn.Module, backend: str = "auto") -> DTCWTForward:
         """Build the equal of a `pytorch_wavelets.DTCWTForward`, see `DTCWTInverse.from_module`.
 
         Raises:
@@ -74,6 +77,7 @@ class DTCWTForward(Transform):
             given.o_dim,
             given.ri_dim,
             given.mode,
+            backend=backend,
         )
         module._take_over(given)
         return module

@@ -37,6 +37,8 @@ class DTCWTInverse(Transform):
         ri_dim: Dimension of their real and imaginary parts.
         mode: Extension at the border.
         J: Number of levels that the coefficients must have; any without it.
+        backend: "torch" for torch's operations, "cpp" for compiled kernels, which are built on
+            first use, "auto" for these once `build` was called in this process.
 
     The filters with an end of `_bp` have a bandpass filter of their own for the diagonal bands,
     which makes them rotationally symmetric, as `dtcwt` defines it (pytorch_wavelets refuses them);
@@ -49,6 +51,7 @@ class DTCWTInverse(Transform):
         TypeError: If an argument is of another type.
         ValueError: If an argument is not one of these.
         ImportError: If a filter is given by name and pytorch_wavelets is not installed.
+        RuntimeError: If `backend` is "cpp" and the kernels can't be built here.
 
     The method is N. Kingsbury's (Applied and Computational Harmonic Analysis 10, 2001); the
     conventions are those of pytorch_wavelets 1.3.0.
@@ -63,14 +66,15 @@ class DTCWTInverse(Transform):
         mode: str = "symmetric",
         *,
         J: int | None = None,  # noqa: N803
+        backend: str = "auto",
     ) -> None:
         """Look up the filters."""
         filters = {**biorthogonal(biort), **quarter_shift(qshift)}
-        super().__init__(filters, biort, qshift, o_dim, ri_dim, mode)
+        super().__init__(filters, biort, qshift, o_dim, ri_dim, mode, backend)
         self.J = None if J is None else checks.levels("J", J)
 
     @classmethod
-    def from_module(cls, reference: nn.Module) -> DTCWTInverse:
+    def from_module(cls, reference: nn.Module, backend: str = "auto") -> DTCWTInverse:
         """Build the equal of a `pytorch_wavelets.DTCWTInverse`.
 
         The filters are read from the module, so a loaded or cast one keeps its own, on its
@@ -86,6 +90,7 @@ class DTCWTInverse(Transform):
             given.o_dim,
             given.ri_dim,
             given.mode,
+            backend=backend,
         )
         module._take_over(given)
         return module

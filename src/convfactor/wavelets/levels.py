@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
+from convfactor.wavelets import kernels
 from convfactor.wavelets.banded import apply
 from convfactor.wavelets.banks import Bank
 
@@ -27,6 +28,8 @@ def merge(low: Tensor | None, bands: Tensor | None, bank: Bank) -> Tensor:
     """
     if not bank.fixed:
         return _merge(low, bands, bank, False)
+    if kernels.take(bank, low, bands) and not _transformed(low, bands):
+        return kernels.merge(low, bands, bank)
     if torch.compiler.is_compiling():
         given = [part for part in (low, bands) if part is not None]
         sizes = low.shape[1:] if low is not None else [2 * side for side in given[0].shape[2:4]]
@@ -36,6 +39,8 @@ def merge(low: Tensor | None, bands: Tensor | None, bank: Bank) -> Tensor:
 
 def split(image: Tensor, bank: Bank, with_bands: bool = True) -> tuple[Tensor, Tensor | None]:
     """Compute the lowpass and, if asked for, the six complex bands of an image (N, H, W)."""
+    if kernels.take(bank, image) and not _transformed(image):
+        return kernels.split(image, bank, with_bands)
     wanted = (True, with_bands)
     if bank.fixed and torch.compiler.is_compiling():
         bank.complete(image.shape[1:], image.requires_grad)

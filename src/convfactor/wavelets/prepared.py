@@ -30,11 +30,13 @@ class Settings(NamedTuple):
             o level 1, a and b the trees above.
         mode: Extension at the border.
         sizes: How the levels are computed.
+        backend: By what, see `kernels`.
     """
 
     names: tuple[str, ...]
     mode: str
     sizes: Sizes
+    backend: str = "auto"
 
 
 class Banks(NamedTuple):
@@ -162,7 +164,7 @@ def _build(
     above = synthesis_taps if settings.names[0].startswith("g") else analysis_taps
 
     def bank(taps: dict[str, Taps]) -> Bank:
-        return Bank(taps, settings.sizes, dtype, device, fixed)
+        return Bank(taps, settings.sizes, dtype, device, fixed, settings.backend)
 
     def level1(symmetric: bool) -> Bank:
         return bank(

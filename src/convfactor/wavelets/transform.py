@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from convfactor.wavelets import checks
+from convfactor.wavelets import checks, kernels
 from convfactor.wavelets.banks import Sizes
 from convfactor.wavelets.filters import Array, Filters, as_buffer
 from convfactor.wavelets.prepared import Settings, forget
@@ -29,6 +29,7 @@ class Transform(nn.Module):
         o_dim: Dimension of the orientations.
         ri_dim: Dimension of the real and imaginary parts.
         mode: Extension at the border.
+        backend: What computes it, see `kernels`.
     """
 
     def __init__(
@@ -39,16 +40,19 @@ class Transform(nn.Module):
         o_dim: int,
         ri_dim: int,
         mode: str,
+        backend: str = "auto",
     ) -> None:
         """Check the arguments and keep the filters."""
         super().__init__()
         checks.dimensions(o_dim, ri_dim)
         checks.extension(mode)
+        kernels.check(backend)
         self.biort = biort
         self.qshift = qshift
         self.o_dim = o_dim
         self.ri_dim = ri_dim
         self.mode = mode
+        self.backend = backend
         self.sizes = Sizes()
         self._names = tuple(filters)
         for name, taps in filters.items():
@@ -70,7 +74,7 @@ class Transform(nn.Module):
         return tuple([getattr(self, name) for name in self._names])
 
     def _settings(self) -> Settings:
-        return Settings(self._names, self.mode, self.sizes)
+        return Settings(self._names, self.mode, self.sizes, self.backend)
 
     def _take_over(self, reference: Any) -> None:
         """Take over filters, device, dtype, training mode, and which filters are trainable."""
