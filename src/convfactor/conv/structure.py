@@ -140,7 +140,7 @@ class Structure:
         mixes = groups < self.stages[0].in_channels
         for stage in self.stages:
             text = "x".join(map(str, stage.kernel_size))
-            if mixes and stage.groups == stage.in_channels:
+            if mixes and stage.groups == stage.in_channels > groups:
                 text = f"dw{text}"
             if stage.stride != (1, 1):
                 text += "/" + "x".join(map(str, dict.fromkeys(stage.stride)))
