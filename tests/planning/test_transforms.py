@@ -13,6 +13,7 @@ from convfactor.model.inputs import ModelInputs
 from convfactor.planning.job import Job
 from convfactor.planning.transforms import measure
 from convfactor.plans.settings import Settings
+from convfactor.wavelets import kernels
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -72,6 +73,61 @@ def test_a_saved_plan_swaps_them_again_and_refuses_other_filters(image, tmp_path
     assert torch.equal(loaded.apply(Shrink())(image), fast(image))
     with pytest.raises(PlanMismatchError, match="analysis"):
         loaded.apply(Shrink(biort="near_sym_b"))
+
+
+class Scattering(nn.Module):
+    def __init__(self, magbias=1e-2):
+        super().__init__()
+        self.first = reference.ScatLayer(mode="zero", magbias=magbias)
+        self.second = reference.ScatLayerj2(magbias=magbias)
+
+    def forward(self, x):
+        return self.second(self.first(x))
+
+
+def test_scattering_layers_are_swapped_saved_and_traced(image, tmp_path):
+    model = Scattering()
+    fast, plan = optimized(model, image)
+    assert [(e.name, e.subject.dtype, e.decision.label) for e in plan.entries] == [
+        ("first", "float32", "replaced"),
+        ("second", "float32", "replaced"),
+    ]
+    assert isinstance(fast.first, wavelets.ScatLayer)
+    assert isinstance(fast.second, wavelets.ScatLayerj2)
+    torch.testing.assert_close(fast(image), model(image), atol=1e-5, rtol=0)
+    plan.save(tmp_path)
+    loaded = convfactor.Plan.load(tmp_path)
+    assert torch.equal(loaded.apply(Scattering())(image), fast(image))
+    with pytest.raises(PlanMismatchError, match="first"):
+        loaded.apply(Scattering(magbias=2e-2))
+    result = convfactor.fx.FactorizeConvs(plan)(convfactor.fx.trace(model))
+    assert torch.equal(result.graph_module(image), fast(image))
+
+
+def test_kernels_are_what_the_planner_times_and_swaps_in_after_build(image, monkeypatch):
+    try:
+        kernels.load()
+    except RuntimeError as error:
+        pytest.skip(f"no compiled kernels: {error}")
+    monkeypatch.setattr(kernels, "_chosen", False)  # undone after the test, as `build` is not
+    kernels.build()
+    ran = []
+
+    def clock(calls, device, seconds, rounds):
+        for call in calls:
+            with torch.profiler.profile() as profile:
+                call()
+            names = {event.key for event in profile.key_averages()}
+            ran.append(any(name.startswith("convfactor::") for name in names))
+        return twice_as_fast(calls, device, seconds, rounds)
+
+    job = Job.read(Shrink(), image, None, Settings(), None, None, clock)
+    fast, _ = job.optimize(False, None)
+    assert ran[:4] == [False, True, False, True]
+    with torch.profiler.profile() as profile:
+        fast(image)
+    names = {event.key for event in profile.key_averages()}
+    assert {"convfactor::split", "convfactor::merge"} <= names
 
 
 def test_the_pass_swaps_leaves(image):

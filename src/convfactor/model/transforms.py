@@ -15,7 +15,7 @@ from convfactor.model.inputs import ModelInputs
 from convfactor.model.reasons import Reason
 from convfactor.model.sites import Found, Subject, TransformSite, TurnedAway
 
-KINDS = ("DTCWTInverse", "DTCWTForward")
+KINDS = ("DTCWTInverse", "DTCWTForward", "ScatLayer", "ScatLayerj2")
 
 
 @dataclass(eq=False)
@@ -45,7 +45,8 @@ class Transform:
 
     def found(self, obstacle: Reason | None) -> Found:
         """Write down what was seen."""
-        dtype = next((str(b.dtype).removeprefix("torch.") for b in self.module.buffers()), "")
+        filters = self.module.state_dict().values()  # buffers, or parameters as in ScatLayer
+        dtype = next((str(one.dtype).removeprefix("torch.") for one in filters), "")
         subject = Subject(
             name=self.name,
             kind="transform",
@@ -110,8 +111,8 @@ def _arguments(module: nn.Module) -> list[tuple[str, str]]:
 
 
 def _plain(value: Any) -> Any:
-    """A string, an integer, or a list of integers, which may say something for every level."""
-    if isinstance(value, (str, int)):
+    """A string, a number, or a list of integers, which may say something for every level."""
+    if isinstance(value, (str, int, float)):
         return value
     if isinstance(value, (list, tuple, np.ndarray)) and all(
         isinstance(one, (int, np.integer, np.bool_)) for one in value

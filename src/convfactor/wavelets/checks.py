@@ -107,3 +107,18 @@ def tensor(name: str, given: Any, like: Tensor) -> None:
         f"{name} is {given.dtype}, but the filters are {like.dtype}: "
         f"convert by {name}.to({like.dtype}){other}"
     )
+
+
+def image(given: Any, like: Tensor) -> None:
+    """Check images (N, C, H, W), see `tensor`.
+
+    Raises:
+        TypeError: If they are no dense tensor of the filters' dtype.
+        ValueError: If they have another shape, or are on another device.
+    """
+    tensor("x", given, like)
+    if given.ndim != 4:
+        add = ": add the batch by x.unsqueeze(0)" if given.ndim == 3 else ""
+        raise ValueError(f"x must have 4 dimensions (N, C, H, W), got {tuple(given.shape)}{add}")
+    if given.shape[2] == 0 or given.shape[3] == 0:
+        raise ValueError(f"x must have at least one pixel, got {tuple(given.shape)}")

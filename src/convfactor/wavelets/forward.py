@@ -134,7 +134,7 @@ def analyze(
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """Run the levels, finest first: one call to `torch.fx`, which cannot follow shapes."""
     prepared = banks(filters, settings)
-    _check_image(image, filters[0])
+    checks.image(image, filters[0])
     shape = image.shape[:2]
     low = image.flatten(0, 1)
     order = [0, 1, 3, 4]
@@ -152,15 +152,6 @@ def analyze(
             highs.append(bands.unflatten(0, shape).permute(order).contiguous())
         scales.append(low.unflatten(0, shape) if kept else image.new_zeros([]))
     return low.unflatten(0, shape), highs, scales
-
-
-def _check_image(image: Tensor, like: Tensor) -> None:
-    checks.tensor("x", image, like)
-    if image.ndim != 4:
-        add = ": add the batch by x.unsqueeze(0)" if image.ndim == 3 else ""
-        raise ValueError(f"x must have 4 dimensions (N, C, H, W), got {tuple(image.shape)}{add}")
-    if image.shape[2] == 0 or image.shape[3] == 0:
-        raise ValueError(f"x must have at least one pixel, got {tuple(image.shape)}")
 
 
 def _whole_quads(low: Tensor, level: int) -> Tensor:

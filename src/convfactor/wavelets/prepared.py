@@ -45,7 +45,7 @@ class Banks(NamedTuple):
     Attributes:
         level1: Level 1.
         level1_symmetric: Level 1 with symmetric extension, whatever the mode.
-        above: All other levels.
+        above: All other levels; as level 1 with symmetric extension if they have no filters.
     """
 
     level1: Bank
@@ -176,14 +176,13 @@ def _build(
         )
 
     symmetric = level1(True)
+    trees = {
+        role: above(named[f"{digit}a"], named[f"{digit}b"], role != "low")
+        for role, digit in ROLES
+        if f"{digit}a" in named
+    }
     return Banks(
         symmetric if settings.mode == "symmetric" else level1(False),
         symmetric,
-        bank(
-            {
-                role: above(named[f"{digit}a"], named[f"{digit}b"], role != "low")
-                for role, digit in ROLES
-                if f"{digit}a" in named
-            }
-        ),
+        bank(trees) if trees else symmetric,
     )
