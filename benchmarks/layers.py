@@ -3,8 +3,8 @@
 Where weights exist (trained ones in the folder that CONVFACTOR_CASES names) every layer is planned
 at 1 and 5 % error on data that no fit has seen, for one image in float32. Where there are none, the
 fastest structures within 1/2, 1/4 and 1/8 of the multiplies are timed: the price alone, which says
-nothing of the error. `--full` plans for every dtype and batch, and Gabor filters (error of the
-weights) too, which takes minutes for each layer.
+nothing of the error. `--full` plans for every dtype and batch, and what takes minutes to solve
+too: SRCNN's second layer and Gabor filters (error of the weights).
 
 Decisions are the planner's, on eager calls. What it chose, or came closest with, is then timed
 again beside the original, eager and compiled, each in its better memory format.
@@ -67,6 +67,7 @@ class Geometry:
         depthwise: Whether every channel is filtered by itself.
         source: Name of a network in the cases and of its layer, ("gabor", "") for the formula,
             None where there are no weights.
+        slow: Whether solving takes so long that by default only the price is measured.
     """
 
     name: str
@@ -76,6 +77,7 @@ class Geometry:
     stride: int = 1
     depthwise: bool = False
     source: tuple[str, str] | None = None
+    slow: bool = False
 
     def conv(self) -> nn.Conv2d:
         """The layer with random weights; its output is as large as its input, over the stride."""
@@ -90,10 +92,10 @@ class Geometry:
 
 GRID = (
     Geometry("SRCNN first", (1, 64), (9, 9), 256, source=("srcnn", "conv1")),
-    Geometry("SRCNN second", (64, 32), (5, 5), 256, source=("srcnn", "conv2")),
+    Geometry("SRCNN second", (64, 32), (5, 5), 256, source=("srcnn", "conv2"), slow=True),
     Geometry("style first", (3, 32), (9, 9), 256, source=("style", "convs.0")),
     Geometry("style last", (32, 3), (9, 9), 256, source=("style", "last")),
-    Geometry("Gabor bank", (1, 40), (31, 31), 128, source=("gabor", "")),
+    Geometry("Gabor bank", (1, 40), (31, 31), 128, source=("gabor", ""), slow=True),
     Geometry("SRGAN first", (3, 64), (9, 9), 128),
     Geometry("SRGAN last", (64, 3), (9, 9), 256),
     Geometry("CycleGAN first", (3, 64), (7, 7), 256),
@@ -207,11 +209,13 @@ class Trained:
     tolerances: Sequence[float]
     _known: dict[str, Mapping[str, Weights]] = field(default_factory=dict)
 
-    def of(self, source: tuple[str, str] | None) -> Weights | None:
-        """A layer with its weights and what it reads, or None where they are not there."""
-        if source is None or (not self.full if source[0] == "gabor" else self.folder is None):
+    def of(self, geometry: Geometry) -> Weights | None:
+        """A layer with its weights and what it reads, or None where only its price is asked."""
+        if geometry.source is None or (geometry.slow and not self.full):
             return None
-        network, layer = source
+        network, layer = geometry.source
+        if network != "gabor" and self.folder is None:
+            return None
         if network not in self._known:
             self._known[network] = self._read(network)
         return self._known[network][layer]
@@ -263,7 +267,7 @@ def _table(
     geometry: Geometry, trained: Trained, device: torch.device, modes: Sequence[str]
 ) -> Iterator[str]:
     """The lines of a layer's table."""
-    known = trained.of(geometry.source)
+    known = trained.of(geometry)
     kernel = "x".join(map(str, geometry.kernel))
     stride = "" if geometry.stride == 1 else f"/{geometry.stride}"
     channels = "->".join(map(str, geometry.channels))
