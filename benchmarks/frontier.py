@@ -23,6 +23,7 @@ import matplotlib.pyplot as plt
 import models
 import pages
 import solvers
+import tensorly
 import torch
 from torch import Tensor, nn
 
@@ -78,6 +79,7 @@ def main() -> None:
     folder = os.environ.get("CONVFACTOR_CASES")
     if not folder:
         sys.exit("set CONVFACTOR_CASES to the folder of the networks")
+    tensorly.set_backend("pytorch")
     machine = pages.machine(torch.device("cpu"))
     lines = [f"({machine}, torch {torch.__version__}; times as fast as the original)"]
     print(lines[0])
