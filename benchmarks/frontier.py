@@ -5,6 +5,9 @@ metric of the data; Tucker-2 and CP are TensorLy's decompositions of the weights
 data. All are timed alike, as the planner times, and their errors are those of the outputs on data
 that no fit has seen. The fastest of each method within an error is timed again, carefully.
 
+With `--multiplies` every form is solved as wide as a share of the original's multiplies allows, and
+nothing is timed.
+
 Networks are those that CONVFACTOR_CASES points to. The depthwise layer holds oriented filters and
 reads the features of SRCNN's first layer.
 """
@@ -46,7 +49,9 @@ STEP = 1.6
 SECONDS = 10.0
 SHARES = tuple(0.7 / 1.5**i for i in range(8))
 LEVEL = 1.05
+WORK = (0.1, 0.2, 0.35, 0.5)
 NETWORKS = {"srcnn": "SRCNN", "style": "style", "faceboxes": "FaceBoxes"}
+ALIKE = Settings(min_speedup=1.0, objective="macs")
 METHODS = ("ours", "pair", "Tucker-2", "CP")
 PEERS: dict[str, Callable[[Tensor, ConvGeometry, int], Cascade | None]] = {
     "Tucker-2": solvers.tucker2,
@@ -73,6 +78,7 @@ def main() -> None:
     """Print a table for each layer, and draw all of them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("layers", nargs="*", help="parts of the layers' names; none takes all")
+    parser.add_argument("--multiplies", action="store_true", help="errors at equal multiplies")
     parser.add_argument("--plot", type=Path, help="file for the picture, .svg or .png")
     parser.add_argument("--write", action="store_true", help="write the page")
     options = parser.parse_args()
@@ -81,22 +87,26 @@ def main() -> None:
         sys.exit("set CONVFACTOR_CASES to the folder of the networks")
     tensorly.set_backend("pytorch")
     machine = pages.machine(torch.device("cpu"))
-    lines = [f"({machine}, torch {torch.__version__}; times as fast as the original)"]
+    what = "error on unseen data" if options.multiplies else "times as fast as the original"
+    lines = [f"({machine}, torch {torch.__version__}; {what})"]
     print(lines[0])
     drawn: dict[str, dict[str, list[Point]]] = {}
     for name, site, data in _sites(Path(folder)):
         if options.layers and not any(part in name for part in options.layers):
             continue
-        layer = Layer.price(site, Settings(min_speedup=1.0), {})
-        points = _points(layer, data)
-        drawn[name] = points
-        for line in ("", f"**{name}**", "", *_table(layer, points)):
+        if options.multiplies:
+            table = _at_equal_work(Layer.price(site, ALIKE, {}), data)
+        else:
+            layer = Layer.price(site, Settings(min_speedup=1.0), {})
+            drawn[name] = _points(layer, data)
+            table = _table(layer, drawn[name])
+        for line in ("", f"**{name}**", "", *table):
             print(line, flush=True)
             lines.append(line)
     if options.plot:
         _draw(drawn).savefig(options.plot, bbox_inches="tight")
     if options.write:
-        pages.write("frontier", "\n".join(lines))
+        pages.write("multiplies" if options.multiplies else "frontier", "\n".join(lines))
 
 
 def _sites(folder: Path) -> Iterator[tuple[str, Site, SiteData]]:
@@ -124,8 +134,7 @@ def _collected(model: nn.Module, batches: Sequence[Tensor]) -> Mapping[Site, Sit
     inputs = ModelInputs.read(batches[0])
     with torch.no_grad():
         sites = [one for one in find(model, inputs) if isinstance(one, Site)]
-        alike = Settings(min_speedup=1.0, objective="macs")
-        margins = [Layer.price(site, alike, {}).margin for site in sites]
+        margins = [Layer.price(site, ALIKE, {}).margin for site in sites]
         return collect(model, sites, margins, split(batches, inputs))
 
 
@@ -212,6 +221,26 @@ def _table(layer: Layer, points: Mapping[str, Sequence[Point]]) -> Iterator[str]
         others = max((speed for m, speed in speeds.items() if m != "ours"), default=0.0)
         level = max(others, 1.0) <= LEVEL * max(speeds.get("ours", 0.0), 1.0)
         yield f"| {error:.1%} | {' | '.join(cells)} | {'' if level else 'behind'} |"
+
+
+def _at_equal_work(layer: Layer, data: SiteData) -> Iterator[str]:
+    """The error of every form, as wide as each share of the multiplies allows."""
+    factorizer = layer.factorizer(data)
+    bench = layer.bench(factorizer, data)
+    forms = [str(rungs[0].taps).split(" (")[0] for rungs in layer.ladders]
+    yield f"| share | {' | '.join(forms)} |"
+    yield f"|---:|{'---:|' * len(forms)}"
+    for share in WORK:
+        cells = []
+        for rungs in layer.ladders:
+            within = [r for r in rungs if r.macs <= share * layer.site.geometry.macs]
+            if not within or not factorizer.fits(within[-1].taps):
+                cells.append("-")
+                continue
+            own = replace(factorizer, budget=Budget(2 * SECONDS))
+            error = bench.measured(within[-1], own.solve(within[-1].taps)).error
+            cells.append(f"{error:.2%}")
+        yield f"| {share:g} | {' | '.join(cells)} |"
 
 
 def _draw(found: Mapping[str, Mapping[str, Sequence[Point]]]) -> plt.Figure:

@@ -12,8 +12,6 @@ from convfactor import Cascade
 from convfactor.conv.geometry import ConvGeometry
 from convfactor.conv.grid import side_sizes, stage_sizes
 from convfactor.factorization.families import (
-    _dilations,
-    _stride_placements,
     cropped,
     depthwise,
     dilated,
@@ -23,6 +21,7 @@ from convfactor.factorization.families import (
     pointwise,
     separable_pair,
 )
+from convfactor.factorization.splits import growing_dilations, stride_placements
 
 
 def shape(out, channels, size, stride=(1, 1), dilation=(1, 1), groups=1) -> ConvGeometry:
@@ -264,7 +263,7 @@ def test_only_kernels_that_read_pixels_twice_are_offered_a_cascade(
 @pytest.mark.parametrize(("size", "count"), [(5, 2), (9, 4), (31, 15), (31, 3)])
 def test_strides_are_placed_wherever_the_span_stays_within_reach(size, stride, count):
     kernel = shape(4, 4, (size, size), (stride, stride))
-    found = [tuple(s[0] for s in split) for split in _stride_placements(kernel, count)]
+    found = [tuple(s[0] for s in split) for split in stride_placements(kernel, count)]
     assert found[0] == (*(1,) * (count - 1), stride)
     assert len(set(found)) == len(found)
 
@@ -290,7 +289,7 @@ def test_dilations_are_as_even_as_possible():
             and all(d <= 1 + 2 * sum(split[:i]) for i, d in enumerate(split))
         ]
         least = min((sum(d * d for d in split) for split in options), default=None)
-        found = _dilations(reach, count)
+        found = growing_dilations(reach, count)
         assert (found is None) == (least is None)
         assert found is None or (found in options and sum(d * d for d in found) == least)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -10,6 +9,7 @@ from dataclasses import dataclass, replace
 from convfactor.conv.geometry import ConvGeometry, Pair
 from convfactor.conv.grid import stage_sizes
 from convfactor.conv.structure import StageShape, Structure
+from convfactor.factorization.splits import WIDEST, growing_dilations, stride_placements
 
 FEWEST_MIXED = 16
 # On a 5x5 64->32 layer of SRCNN 1x1 at both ends of dense stages loses at every cost.
@@ -18,11 +18,8 @@ FEWEST_BETWEEN = 128
 # 9x9 1->64 from 8.0 to 0.4 %: what a narrow stage loses, no later one brings back.
 NARROWEST = 4
 TAPER = 0.5
-# Taps that strided stages may reach beyond the kernel in all.
-WIDEST = 4
-# Beyond these there are too many ways to count them all.
+# Beyond it there are too many ways to count them all.
 LARGEST_DILATED = 255
-MOST_STRIDED = 32
 # Unknowns per channel of parallel chains, which are all solved for together.
 MOST_TAPS = 300
 
@@ -149,7 +146,7 @@ def full(kernel: ConvGeometry, stages: int | None = None) -> Iterator[Family]:
     natural = stage_sizes(kernel.kernel_size)
     counts = range(1, len(natural) + 1) if stages is None else [stages]
     for count in counts:
-        for strides in _stride_placements(kernel, count):
+        for strides in stride_placements(kernel, count):
             at_end = all(s == (1, 1) for s in strides[:-1])
             if at_end and stages is None and count < len(natural):
                 continue
@@ -174,7 +171,7 @@ def cropped(kernel: ConvGeometry, rings: int = 1) -> Iterator[Family]:
     inner = tuple(max(k - 2 * rings, 1) for k in kernel.kernel_size)
     sizes = stage_sizes((inner[0], inner[1]))
     if max(inner) >= 3 and sizes != stage_sizes(kernel.kernel_size):
-        yield _centred(kernel, sizes, next(_stride_placements(kernel, len(sizes))))
+        yield _centred(kernel, sizes, next(stride_placements(kernel, len(sizes))))
 
 
 def dilated(kernel: ConvGeometry) -> Iterator[Family]:
@@ -185,9 +182,9 @@ def dilated(kernel: ConvGeometry) -> Iterator[Family]:
     natural = (height - 1) // 2
     shortest = next(n for n in range(1, natural) if 3**n >= height)
     for count in sorted({shortest, min(shortest + 1, natural - 1)}):
-        dilations = _dilations(natural, count)
+        dilations = growing_dilations(natural, count)
         if dilations is not None:
-            strides = next(_stride_placements(kernel, count))
+            strides = next(stride_placements(kernel, count))
             yield Family(
                 kernel, ((3, 3),) * count, strides, tuple((d, d) for d in dilations), (0, 0)
             )
@@ -202,7 +199,7 @@ def pointwise(kernel: ConvGeometry) -> Iterator[Family]:
     inner = stage_sizes(kernel.kernel_size)
     sizes = ((1, 1), *inner)
     if kernel.in_channels // kernel.groups >= FEWEST_MIXED:
-        yield _centred(kernel, sizes, next(_stride_placements(kernel, len(sizes))))
+        yield _centred(kernel, sizes, next(stride_placements(kernel, len(sizes))))
     if min(kernel.in_channels, kernel.out_channels) // kernel.groups >= FEWEST_BETWEEN:
         yield _between(kernel, inner, apart=False)
 
@@ -259,56 +256,3 @@ def _centred(kernel: ConvGeometry, sizes: tuple[Pair, ...], strides: tuple[Pair,
     span = family.structure(family.widths(1)).span
     offset = tuple((k - s) // 2 for k, s in zip(kernel.kernel_size, span, strict=True))
     return replace(family, offset=(offset[0], offset[1]))
-
-
-def _stride_placements(kernel: ConvGeometry, count: int) -> Iterator[tuple[Pair, ...]]:
-    """Ways to split the stride over the stages; all of it on the last stage comes first."""
-    ones = ((1, 1),) * (count - 1)
-    yield (*ones, kernel.stride)
-    (sy, sx) = kernel.stride
-    if sy != sx or sy == 1 or count > MOST_STRIDED:
-        return
-    room = max(kernel.kernel_size) + WIDEST - 1
-    for split in _splits(sy, count, 1, room):
-        if split[-1] != sy:
-            yield tuple((s, s) for s in split)
-
-
-def _splits(step: int, count: int, density: int, room: int) -> Iterator[tuple[int, ...]]:
-    """Write a stride as a product over stages of three taps that together reach within a room.
-
-    Args:
-        step: The stride that is left.
-        count: Stages that are left.
-        density: Product of the strides before.
-        room: Pixels that are left from the first tap to the last.
-    """
-    room -= 2 * density
-    if room < 0:
-        return
-    if count == 1:
-        yield (step,)
-        return
-    for factor in range(1, min(step, room) + 1):
-        if step % factor == 0:
-            for rest in _splits(step // factor, count - 1, density * factor, room):
-                yield (factor, *rest)
-
-
-def _dilations(reach: int, count: int) -> tuple[int, ...] | None:
-    """Growing dilations that sum to ``reach`` and leave no holes, as even as possible."""
-
-    @functools.cache
-    def best(least: int, left: int, stages: int) -> tuple[int, tuple[int, ...]] | None:
-        """The least sum of squares of the stages that are left, and their dilations."""
-        if stages == 0:
-            return (0, ()) if left == 0 else None
-        found = []
-        for dilation in range(least, min(1 + 2 * (reach - left), left // stages) + 1):
-            rest = best(dilation, left - dilation, stages - 1)
-            if rest is not None:
-                found.append((rest[0] + dilation**2, (dilation, *rest[1])))
-        return min(found, default=None)
-
-    whole = best(1, reach, count)
-    return None if whole is None else whole[1]
