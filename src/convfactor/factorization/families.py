@@ -126,13 +126,7 @@ def families(kernel: ConvGeometry) -> list[Family]:
     """Every family of 3x3 cascades worth trying for a kernel; none where nothing is shared."""
     if not kernel.overlaps:
         return []
-    return [
-        *full(kernel),
-        *cropped(kernel),
-        *dilated(kernel),
-        *pointwise(kernel),
-        *depthwise(kernel),
-    ]
+    return [*full(kernel), *cropped(kernel), *dilated(kernel), *pointwise(kernel)]
 
 
 def full(kernel: ConvGeometry, stages: int | None = None) -> Iterator[Family]:
@@ -204,12 +198,6 @@ def pointwise(kernel: ConvGeometry) -> Iterator[Family]:
         yield _between(kernel, inner, apart=False)
 
 
-def depthwise(kernel: ConvGeometry) -> Iterator[Family]:
-    """Depthwise 3x3 stages between 1x1 ones, for kernels that mix channels."""
-    if _mixes(kernel):
-        yield _between(kernel, stage_sizes(kernel.kernel_size))
-
-
 def separable_pair(kernel: ConvGeometry) -> Iterator[Family]:
     """The pair Kx1, 1xK (Jaderberg et al., 2014)."""
     (height, width), (sy, sx) = kernel.kernel_size, kernel.stride
@@ -220,25 +208,21 @@ def separable_pair(kernel: ConvGeometry) -> Iterator[Family]:
 
 
 def low_rank(kernel: ConvGeometry) -> Iterator[Family]:
-    """Large stages between 1x1 ones that choose the channels.
+    """Stages between 1x1 ones that choose the channels.
 
-    A depthwise Kx1 and 1xK (the polyadic form of Lebedev et al., 2015), a depthwise KxK, and a
-    dense KxK between many channels (Tucker-2, Kim et al., 2016).
+    A depthwise KxK, a chain of depthwise 3x3, a depthwise Kx1 and 1xK (the polyadic form of Lebedev
+    et al., 2015), and a dense KxK between many channels (Tucker-2, Kim et al., 2016).
     """
     if not kernel.overlaps:
         return
     height, width = kernel.kernel_size
-    if _mixes(kernel):
+    if min(kernel.in_channels, kernel.out_channels) > kernel.groups:
+        yield _between(kernel, ((height, width),))
+        yield _between(kernel, stage_sizes(kernel.kernel_size))
         if min(height, width) > 1:
             yield _between(kernel, ((height, 1), (1, width)))
-        yield _between(kernel, ((height, width),))
     if min(kernel.in_channels, kernel.out_channels) // kernel.groups >= FEWEST_BETWEEN:
         yield _between(kernel, ((height, width),), apart=False)
-
-
-def _mixes(kernel: ConvGeometry) -> bool:
-    """Whether a kernel maps several channels of a group to several."""
-    return min(kernel.in_channels, kernel.out_channels) > kernel.groups
 
 
 def _between(kernel: ConvGeometry, inner: tuple[Pair, ...], apart: bool = True) -> Family:

@@ -72,8 +72,8 @@ def plan(
         min_kernel_size: Longer side from which a kernel counts as large.
         objective: "latency" decides by measured time, "macs" by multiplies and without a clock.
         min_speedup: Speed-up of a layer from which a replacement is worth it.
-        structures: "cascade" tries stages of at most 3x3 only; "auto" also the separable pair
-            Kx1, 1xK, and large stages, depthwise or few channels wide, between 1x1 ones.
+        structures: "cascade" tries dense stages of at most 3x3 only; "auto" also the separable
+            pair Kx1, 1xK, and depthwise or narrow large stages between 1x1 ones.
         strict: Raise where a layer misses the tolerance, or nothing is within the model's budget.
         seed: Seed of everything drawn at random.
         progress: Show progress on stderr; None does so on a terminal.

@@ -28,7 +28,7 @@ class Settings:
         time_limit: Seconds after which the best plan so far is taken.
         objective: What is minimised: measured time, or multiplies.
         min_speedup: Speed-up from which a replacement is worth it.
-        structures: "auto" for every form, "cascade" for stages of at most 3x3 only.
+        structures: "auto" for every form, "cascade" for dense stages of at most 3x3 only.
         min_kernel_size: Longer side from which a kernel is large.
         seed: Seed of everything drawn at random.
 
