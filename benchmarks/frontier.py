@@ -18,6 +18,7 @@ import argparse
 import math
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -76,6 +77,7 @@ class Point:
 
 def main() -> None:
     """Print a table for each layer, and draw all of them."""
+    warnings.filterwarnings("ignore", module="tensorly")  # of ranks that it cuts to what there is
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("layers", nargs="*", help="parts of the layers' names; none takes all")
     parser.add_argument("--multiplies", action="store_true", help="errors at equal multiplies")
@@ -103,10 +105,10 @@ def main() -> None:
         for line in ("", f"**{name}**", "", *table):
             print(line, flush=True)
             lines.append(line)
-    if options.plot:
-        _draw(drawn).savefig(options.plot, bbox_inches="tight")
-    if options.write:
-        pages.write("multiplies" if options.multiplies else "frontier", "\n".join(lines))
+        if options.write:
+            pages.write("multiplies" if options.multiplies else "frontier", "\n".join(lines))
+        if options.plot and drawn:
+            _draw(drawn).savefig(options.plot, bbox_inches="tight")
 
 
 def _sites(folder: Path) -> Iterator[tuple[str, Site, SiteData]]:
