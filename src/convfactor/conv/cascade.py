@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from convfactor.conv.blocks import block_diagonal
 from convfactor.conv.geometry import Pair
 from convfactor.conv.structure import StageShape, Structure
 
@@ -173,9 +174,7 @@ def _blocks(stage: Stage, groups: int) -> Tensor:
     weight = stage.weight.to(torch.float64)
     out_channels, in_channels, height, width = weight.shape
     weight = weight.view(groups, inner, out_channels // stage.groups, in_channels, height, width)
-    eye = torch.eye(inner, dtype=torch.float64, device=weight.device)
-    blocks = torch.einsum("groiyx,rs->grosiyx", weight, eye)
-    return blocks.reshape(groups, out_channels // groups, inner * in_channels, height, width)
+    return block_diagonal(weight)
 
 
 def convolve(first: Tensor, second: Tensor, spacing: Pair = (1, 1)) -> Tensor:

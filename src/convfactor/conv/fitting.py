@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from convfactor.conv.blocks import block_diagonal
 from convfactor.conv.cascade import Cascade
 from convfactor.conv.geometry import ConvGeometry, Pair
 from convfactor.conv.structure import Structure
@@ -88,9 +88,7 @@ def kernel_on_taps(cascade: Cascade, geometry: ConvGeometry) -> Tensor:
     kernel = kernel[..., :: geometry.dilation[0], :: geometry.dilation[1]]
     inner = cascade.structure.groups // geometry.groups
     if inner > 1:  # the cascade keeps channels apart that the convolution could mix
-        eye = torch.eye(inner, dtype=kernel.dtype, device=kernel.device)
-        blocks = kernel.unflatten(0, (geometry.groups, inner, -1))
-        kernel = torch.einsum("groiyx,rs->grosiyx", blocks, eye).flatten(3, 4).flatten(0, 2)
+        kernel = block_diagonal(kernel.unflatten(0, (geometry.groups, inner, -1))).flatten(0, 1)
     return kernel
 
 

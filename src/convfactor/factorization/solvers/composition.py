@@ -9,6 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from convfactor.conv.blocks import block_diagonal, diagonal_blocks
 from convfactor.conv.geometry import Pair
 from convfactor.conv.grid import Grid, positions
 from convfactor.conv.structure import Structure
@@ -83,21 +84,14 @@ class Layout:
 
     def dense(self, weight: Tensor, stage: int) -> Tensor:
         """Write the groups of a stage out, (batch, out, in, kH * kW)."""
-        groups, taps = self.groups[stage], math.prod(self.grid.sizes[stage])
-        weight = weight.unflatten(2, (-1, taps))
-        if groups == 1:
-            return weight
-        eye = torch.eye(groups, dtype=weight.dtype, device=weight.device)
-        each = weight.unflatten(1, (groups, -1))
-        return torch.einsum("bgoit,gh->bgohit", each, eye).flatten(3, 4).flatten(1, 2)
+        taps = math.prod(self.grid.sizes[stage])
+        return block_diagonal(
+            weight.unflatten(2, (-1, taps)).unflatten(1, (self.groups[stage], -1))
+        )
 
     def own(self, dense: Tensor, stage: int) -> Tensor:
         """Take a stage's own weights out of a dense one, (batch, out, in * kH * kW)."""
-        groups = self.groups[stage]
-        if groups == 1:
-            return dense
-        blocks: Tensor = dense.unflatten(2, (groups, -1)).unflatten(1, (groups, -1))
-        return blocks.diagonal(dim1=1, dim2=3).movedim(-1, 1).flatten(1, 2)
+        return diagonal_blocks(dense, self.groups[stage]).flatten(1, 2)
 
     def first(self, weight: Tensor) -> Tensor:
         """Kernel (batch, out, in, H, W) of the first stage alone."""
@@ -172,15 +166,13 @@ class Composition:
 
     @property
     def last_inputs(self) -> Tensor:
-        """What the taps of the last stage see, (batch, hidden * kH * kW, in * H * W)."""
-        layout = self.layout
-        if layout.stages > 1:
-            known = self._inputs[-1]
-            return layout.windows(known, layout.stages - 1) if known.dim() == 5 else known
-        channels = layout.channels[0]
+        """What the taps of a dense last stage see, (batch, hidden * kH * kW, in * H * W)."""
+        if self.layout.stages > 1:
+            return self._inputs[-1]
+        channels = self.layout.channels[0]
         eye = torch.eye(channels, dtype=self.kernel.dtype, device=self.kernel.device)
         kernel = eye[:, :, None, None].expand(len(self.kernel), -1, -1, 1, 1)
-        return layout.windows(kernel, 0)
+        return self.layout.windows(kernel, 0)
 
     def pull(self, kernel: Tensor) -> Tensor:
         """Gradient (batch, weights) of ``sum(composed * kernel)`` for a given kernel."""

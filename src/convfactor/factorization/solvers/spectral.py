@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from convfactor.conv.blocks import diagonal_blocks
 from convfactor.conv.geometry import Pair
 from convfactor.factorization.solvers.composition import Composition, Layout
 
@@ -179,10 +180,7 @@ class Preconditioner:
 
 def _apart(values: Tensor, groups: int) -> Tensor:
     """Blocks of a stage's groups, (batch * groups, frequencies, k, k)."""
-    if groups == 1:
-        return values
-    blocks: Tensor = values.unflatten(3, (groups, -1)).unflatten(2, (groups, -1))
-    return blocks.diagonal(dim1=2, dim2=4).movedim(-1, 1).flatten(0, 1)
+    return diagonal_blocks(values.movedim(1, -1), groups).movedim(-1, 2).flatten(0, 1)
 
 
 def _basis(power: Tensor, phase: Tensor, weighting: Tensor) -> tuple[Tensor, Tensor]:
