@@ -368,7 +368,7 @@ def filters() -> Iterator[tuple[str, Tensor, list[Structure]]]:
         yield "LoG", kernel, [_chain(kernel)]
     for angle in (0.0, 0.6):
         kernel = _gabor(31, angle, 0.0)
-        geometry = ConvGeometry.from_weight(kernel[None, None])
+        geometry = ConvGeometry.from_shape(kernel[None, None].shape)
         yield f"Gabor {angle:g} rad", kernel, [f.structure((1,) * (len(f.kernel_sizes) - 1))
                                                for f in dilated(geometry)]  # fmt: skip
     generator = torch.Generator().manual_seed(0)
@@ -386,7 +386,7 @@ def print_filters() -> None:
     slower, never_worse = [], True
     for name, kernel, structures in filters():
         weight = kernel[None, None]
-        geometry = ConvGeometry.from_weight(weight)
+        geometry = ConvGeometry.from_shape(weight.shape)
         for structure in structures:
             layer = Layer(name, weight, geometry, _no_moments(geometry))
             problem = layer.problem(structure, calibrated=False)
@@ -443,7 +443,7 @@ def print_banks() -> None:
         "random": noise,
     }
     for name, weight in banks.items():
-        geometry = ConvGeometry.from_weight(weight)
+        geometry = ConvGeometry.from_shape(weight.shape)
         layer = Layer(name, weight, geometry, _no_moments(geometry))
         macs = geometry.macs // 4
         families = [*full(geometry), *dilated(geometry)]
@@ -474,7 +474,7 @@ def print_times() -> None:
         ((384, 1, 7, 7), 384, (384, 384)),
     ):
         weight = torch.randn(shape, generator=generator, dtype=torch.float64)
-        geometry = ConvGeometry.from_weight(weight, groups=groups)
+        geometry = ConvGeometry.from_shape(weight.shape, groups=groups)
         structure = next(full(geometry, len(widths) + 1)).structure(widths)
         found = ours(Problem.from_weight(weight, groups), structure)
         table.add_row(
@@ -502,7 +502,7 @@ def _pair_ladder(kernel: ConvGeometry, macs: int) -> list[Structure]:
 
 def _chain(kernel: Tensor, stages: int | None = None) -> Structure:
     """Plain 3x3 stages for one kernel."""
-    family = next(full(ConvGeometry.from_weight(kernel[None, None]), stages))
+    family = next(full(ConvGeometry.from_shape(kernel[None, None].shape), stages))
     return family.structure(family.widths(1))
 
 
@@ -636,7 +636,7 @@ def _warm_up() -> None:
     """Load the libraries before a clock runs."""
     for shape in ((1, 1, 5, 5), (2, 3, 5, 5)):
         weight = torch.ones(shape, dtype=torch.float64)
-        structure = next(full(ConvGeometry.from_weight(weight))).structure((1,))
+        structure = next(full(ConvGeometry.from_shape(weight.shape))).structure((1,))
         solve(Request(Problem.from_weight(weight), structure, effort="draft"))
 
 

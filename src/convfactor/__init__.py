@@ -13,6 +13,7 @@ _HOMES = {
     "Bounds": "convfactor.conv.bounds",
     "Cascade": "convfactor.conv.cascade",
     "CascadeConv2d": "convfactor.conv.layer",
+    "CascadeConvNd": "convfactor.conv.framed",
     "ConvGeometry": "convfactor.conv.geometry",
     "Factorization": "convfactor.factorization.factorization",
     "Moments": "convfactor.conv.moments",

@@ -6,6 +6,7 @@ from convfactor import wavelets as wavelets
 from convfactor.conv.bounds import Bounds as Bounds
 from convfactor.conv.cascade import Cascade as Cascade
 from convfactor.conv.cascade import Stage as Stage
+from convfactor.conv.framed import CascadeConvNd as CascadeConvNd
 from convfactor.conv.geometry import ConvGeometry as ConvGeometry
 from convfactor.conv.layer import CascadeConv2d as CascadeConv2d
 from convfactor.conv.moments import Moments as Moments

@@ -70,8 +70,8 @@ def test_no_image_exceeds_the_bounds(mode: str, shape, groups: int, padding, str
         kernel = draw(*shape, seed=seed)
         if seed % 2:
             kernel = kernel.abs()  # low frequencies are what padding repeats
-        geometry = ConvGeometry.from_weight(
-            kernel, stride=stride, padding=padding, groups=groups, padding_mode=mode
+        geometry = ConvGeometry.from_shape(
+            kernel.shape, stride=stride, padding=padding, groups=groups, padding_mode=mode
         )
         bounds = Bounds.from_residual(kernel, groups, geometry)
         try:
@@ -85,7 +85,7 @@ def test_no_image_exceeds_the_bounds(mode: str, shape, groups: int, padding, str
 @pytest.mark.parametrize("mode", MODES)
 def test_bounds_are_close_on_larger_images(mode: str) -> None:
     kernel = draw(2, 2, 3, 5)
-    geometry = ConvGeometry.from_weight(kernel, padding=(1, 2), padding_mode=mode)
+    geometry = ConvGeometry.from_shape(kernel.shape, padding=(1, 2), padding_mode=mode)
     bounds = Bounds.from_residual(kernel, 1, geometry)
     matrix = operator(kernel, 1, geometry, (18, 18))
     slack = {"zeros": 1.2, "circular": 1.1, "reflect": 2.4, "replicate": 3}[mode]
@@ -121,8 +121,8 @@ def test_residual_wider_than_the_kernel() -> None:
 )
 def test_padding_costs_its_factor(mode: str, padding, gain: float) -> None:
     kernel = draw(2, 3, 5, 5)
-    plain = Bounds.from_residual(kernel, 1, ConvGeometry.from_weight(kernel))
-    geometry = ConvGeometry.from_weight(kernel, padding=padding, padding_mode=mode)
+    plain = Bounds.from_residual(kernel, 1, ConvGeometry.from_shape(kernel.shape))
+    geometry = ConvGeometry.from_shape(kernel.shape, padding=padding, padding_mode=mode)
     bounds = Bounds.from_residual(kernel, 1, geometry)
     assert bounds.spectral == pytest.approx(gain * plain.spectral)
     assert bounds.l_inf == plain.l_inf
@@ -136,23 +136,23 @@ def test_grid_factor_covers_peaks_between_the_points(taps: int) -> None:
         wave = torch.exp(1j * frequency * positions)
         kernel = torch.stack([wave.real, wave.imag]).view(2, 1, 1, taps)
         fine = torch.fft.fft(kernel, n=4096).abs().square().sum(0).amax().sqrt()
-        bound = Bounds.from_residual(kernel, 1, ConvGeometry.from_weight(kernel)).spectral
+        bound = Bounds.from_residual(kernel, 1, ConvGeometry.from_shape(kernel.shape)).spectral
         assert float(fine) <= bound * (1 + 1e-12)
         assert bound <= 1.05 * float(fine)
 
 
 def test_scalar_kernel_and_zero_residual() -> None:
     kernel = torch.full((1, 1, 1, 1), -3.0, dtype=torch.float64)
-    geometry = ConvGeometry.from_weight(kernel)
+    geometry = ConvGeometry.from_shape(kernel.shape)
     bounds = Bounds.from_residual(kernel, 1, geometry)
     assert (bounds.l_inf, bounds.spectral) == pytest.approx((3, 3))
-    reflect = ConvGeometry.from_weight(kernel, padding=4, padding_mode="reflect")
+    reflect = ConvGeometry.from_shape(kernel.shape, padding=4, padding_mode="reflect")
     assert Bounds.from_residual(0 * kernel, 1, reflect) == Bounds(0.0, 0.0)
 
 
 def test_many_channels_still_bound() -> None:
     kernel = draw(96, 64, 7, 7)
-    geometry = ConvGeometry.from_weight(kernel, padding=3)
+    geometry = ConvGeometry.from_shape(kernel.shape, padding=3)
     bounds = Bounds.from_residual(kernel, 1, geometry)
     response = torch.fft.rfft2(kernel, s=(23, 23)).permute(2, 3, 0, 1)
     largest = float(torch.linalg.matrix_norm(response, 2).max())
@@ -184,8 +184,8 @@ def test_a_residual_lies_on_the_taps_of_its_kernel(mode, dilation, taps, origin)
     inside = all(o >= 0 and o + t <= 5 for o, t in zip(origin, taps, strict=True))
     for stride, padding in itertools.product((1, 2), (1, 2, 4, (3, 0))):
         original = draw(1, 1, 5, 5)
-        geometry = ConvGeometry.from_weight(
-            original, stride=stride, padding=padding, dilation=dilation, padding_mode=mode
+        geometry = ConvGeometry.from_shape(
+            original.shape, stride=stride, padding=padding, dilation=dilation, padding_mode=mode
         )
         residual = draw(1, 1, *taps, seed=1).abs()
         bounds = Bounds.from_residual(residual, 1, geometry, origin)
@@ -209,8 +209,8 @@ def test_a_residual_lies_on_the_taps_of_its_kernel(mode, dilation, taps, origin)
 @pytest.mark.parametrize("mode", ["circular", "reflect", "replicate"])
 def test_a_cascade_that_spans_more_than_a_dilated_kernel_has_no_bound(mode, dilation) -> None:
     weight = draw(4, 2, 5, 5)
-    geometry = ConvGeometry.from_weight(
-        weight, stride=2, padding=2 * dilation, dilation=dilation, padding_mode=mode
+    geometry = ConvGeometry.from_shape(
+        weight.shape, stride=2, padding=2 * dilation, dilation=dilation, padding_mode=mode
     )
     family = next(f for f in full(geometry) if f.structure(f.widths(1)).span == (7, 7))
     found = Factorizer(weight, geometry).solve(family.structure((4,)), "draft")
@@ -233,7 +233,7 @@ def test_padding_that_crops_has_no_bound_but_in_zeros() -> None:
 def test_squares_that_vanish_or_overflow_do_not_matter(size: float) -> None:
     for shape in ((2, 3, 3, 3), (1, 3, 3, 3)):
         kernel = draw(*shape)
-        geometry = ConvGeometry.from_weight(kernel)
+        geometry = ConvGeometry.from_shape(kernel.shape)
         plain = Bounds.from_residual(kernel, 1, geometry)
         scaled = Bounds.from_residual(kernel * size, 1, geometry)
         assert scaled.spectral == pytest.approx(plain.spectral * size)
@@ -242,7 +242,7 @@ def test_squares_that_vanish_or_overflow_do_not_matter(size: float) -> None:
 
 def test_very_many_channels_are_bounded_at_once(monkeypatch) -> None:
     kernel = draw(6, 2, 3, 3)
-    geometry = ConvGeometry.from_weight(kernel, groups=2)
+    geometry = ConvGeometry.from_shape(kernel.shape, groups=2)
     fine = Bounds.from_residual(kernel, 2, geometry)
     monkeypatch.setattr("convfactor.conv.bounds._MOST_EFFORT", 0)
     coarse = Bounds.from_residual(kernel, 2, geometry)

@@ -27,7 +27,9 @@ def test_output_size_is_the_modules(kernel, stride, dilation, padding, extra):
 
 
 def test_same_padding_of_an_even_kernel_goes_right_and_down():
-    geometry = ConvGeometry.from_weight(torch.zeros(1, 1, 4, 3), padding="same", dilation=(1, 2))
+    geometry = ConvGeometry.from_shape(
+        torch.zeros(1, 1, 4, 3).shape, padding="same", dilation=(1, 2)
+    )
     assert geometry.padding == (2, 2, 1, 2)
 
 
@@ -56,4 +58,4 @@ def test_pair_names_what_is_wrong(value):
 
 def test_unknown_padding_is_refused():
     with pytest.raises(ValueError, match=r"padding must be .* got 'full'"):
-        ConvGeometry.from_weight(torch.zeros(1, 1, 3, 3), padding="full")
+        ConvGeometry.from_shape(torch.zeros(1, 1, 3, 3).shape, padding="full")

@@ -71,8 +71,8 @@ def geometry_of(structure: Structure, grow=(0, 0), **options) -> ConvGeometry:
     weight = torch.empty(
         last.out_channels, first.in_channels // structure.groups, height, width, device="meta"
     )
-    return ConvGeometry.from_weight(
-        weight, stride=structure.stride, groups=structure.groups, **options
+    return ConvGeometry.from_shape(
+        weight.shape, stride=structure.stride, groups=structure.groups, **options
     )
 
 
@@ -180,8 +180,8 @@ def layers(draw: st.DrawFn):
     first, last = structure.stages[0], structure.stages[-1]
     groups = structure.groups
     weight = torch.empty(last.out_channels, first.in_channels // groups, *kernel, device="meta")
-    geometry = ConvGeometry.from_weight(
-        weight,
+    geometry = ConvGeometry.from_shape(
+        weight.shape,
         stride=structure.stride,
         padding=padding,
         dilation=dilation,

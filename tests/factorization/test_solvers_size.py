@@ -27,7 +27,7 @@ def test_more_of_anything_takes_more():
 @pytest.mark.parametrize("shape", [(64, 64, 5, 5), (8, 8, 15, 15)])
 def test_a_dense_solve_allocates_no_more_than_was_said(shape):
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    structure = next(full(ConvGeometry.from_weight(weight))).structure(
+    structure = next(full(ConvGeometry.from_shape(weight.shape))).structure(
         (16,) * ((shape[2] - 1) // 2 - 1)
     )
     problem = Problem.from_weight(weight)

@@ -333,8 +333,8 @@ def check_bounds(case: Case, answer: Factorization, rng: np.random.Generator) ->
         return
     options, weight = case.options, case.plain
     mode = str(rng.choice(MODES))
-    geometry = ConvGeometry.from_weight(
-        weight,
+    geometry = ConvGeometry.from_shape(
+        weight.shape,
         stride=_pair(options.get("stride", 1)),
         dilation=_pair(options.get("dilation", 1)),
         groups=options["groups"],

@@ -610,7 +610,7 @@ class CompiledPart(Functional):
 # Hooks, wrappers and subclasses
 
 
-@case("hooks")
+@case()
 def hooked_layer():
     model = nn.Sequential(conv())
     model[0].register_forward_hook(lambda module, args, output: output + 1)
@@ -625,7 +625,7 @@ def hooked_function():
     return model
 
 
-@case("forward was replaced")
+@case("forward calls 0 convolutions")
 def patched_layer():
     model = nn.Sequential(conv())
     model[0].forward = F.relu
@@ -637,16 +637,18 @@ def wrapped_in_another():
     return nn.Sequential(nn.Sequential(Functional()), nn.Identity())
 
 
-@case("subclass")
+@case()
 def subclass_of_a_layer():
     class Scaled(nn.Conv2d):
         def forward(self, x):
             return 2 * super().forward(x)
 
-    return nn.Sequential(Scaled(2, 2, 5))
+    layer = Scaled(2, 2, 5)
+    layer.load_state_dict(conv().state_dict())
+    return nn.Sequential(layer)
 
 
-@case("WeightNorm.*remove_weight_norm")
+@case()
 def old_weight_norm():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -655,15 +657,15 @@ def old_weight_norm():
     return model
 
 
-@case("parametrized")
+@case()
 def new_weight_norm():
     return nn.Sequential(parametrizations.weight_norm(conv()))
 
 
-@case("prune.remove")
+@case()
 def pruned():
     model = nn.Sequential(conv())
-    prune.l1_unstructured(model[0], "weight", 0.2)
+    prune.identity(model[0], "weight")
     return model
 
 
@@ -698,7 +700,7 @@ class MethodsAndProperties(Functional):
         return own(self.prepare(x), self)
 
 
-@case("not a 2-D convolution")
+@case()
 class OneDimensional(nn.Module):
     def __init__(self):
         super().__init__()
@@ -853,7 +855,7 @@ def test_hooks_of_every_module_keep_the_layers():
         plan = convfactor.plan(nn.Sequential(conv()), images(), 1e-3, **OPTIONS)
     finally:
         hook.remove()
-    assert "hooks" in plan.entries[0].reason
+    assert "undone" in plan.entries[0].reason
 
 
 def test_a_result_made_in_inference_mode_can_be_trained():

@@ -43,7 +43,7 @@ def rough(seed: int = 0) -> nn.Conv2d:
         (nn.Sequential(nn.Conv2d(2, 2, 3), nn.ReLU()), None),
         (nn.Flatten(), None),
         (rough(), "tolerance"),
-        (nn.Sequential(nn.ConvTranspose2d(2, 2, 5)), "transposed"),
+        (nn.Sequential(nn.ConvTranspose2d(2, 2, 5, padding=5)), "transposed"),
         (nn.Sequential(nn.LazyConv2d(2, 5)), "lazy"),
     ],
 )

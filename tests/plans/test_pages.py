@@ -45,7 +45,7 @@ def model() -> nn.Module:
         conv(),
         conv(groups=2, dilation=2, padding=4, seed=1),
         Functional(seed=2),
-        nn.ConvTranspose2d(2, 2, 6),
+        nn.ConvTranspose2d(2, 2, 6, 2, dilation=2),
     )
 
 
@@ -282,7 +282,7 @@ def test_the_page_says_what_was_done(plan):
     for part in (
         "3 of 4 large-kernel layers replaced",
         "1 layer was kept",
-        "transposed convolution",
+        "a transposed convolution with stride and dilation",
         "dry run",
         "nothing was timed",
         "3 calibration batches",

@@ -23,7 +23,9 @@ from convfactor.plans.storage import PLAN_FILE
 
 @pytest.fixture(scope="module")
 def plan() -> Plan:
-    model = nn.Sequential(conv(), conv(stride=(2, 1), dilation=2), nn.ConvTranspose2d(2, 2, 6))
+    model = nn.Sequential(
+        conv(), conv(stride=(2, 1), dilation=2), nn.ConvTranspose2d(2, 2, 6, 2, dilation=2)
+    )
     return convfactor.plan(
         model, images(size=24), 1e-3, calibration=batches(4, size=24), objective="macs"
     )
@@ -42,7 +44,7 @@ def test_every_layer_has_a_line(plan):
     assert line(plan, "0").startswith("0 5x5 2->2 replaced 3x3 3x3 (1)")
     assert "2.78x fewer multiplies" in line(plan, "0")
     assert line(plan, "1").startswith("1 5x5 2->2 /2x1 @2 replaced 3x3@2 3x3/2x1@2 (1)")
-    assert line(plan, "2") == "2 6x6 kept transposed convolution"
+    assert line(plan, "2") == "2 6x6 kept a transposed convolution with"
 
 
 def test_the_header_says_what_the_errors_are(plan):
@@ -165,7 +167,7 @@ def test_the_markdown_has_the_cells_of_the_text(plan, tmp_path):
     assert all(re.fullmatch("---:?", rule) for rule in table[1])
     shown = {name: line(plan, name) for name in "012"}
     for cells in table[2:]:
-        assert " ".join(" ".join(cells).split()) == shown[cells[0]]
+        assert " ".join(" ".join(cells).split()).startswith(shown[cells[0]])
     written = str(plan).splitlines()
     assert [part for part in lines[:start] if part] == written[:3]
     assert text.endswith(f"\n\n{written[-1]}\n")

@@ -10,34 +10,37 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from convfactor.conv import forms
+from convfactor.conv.forms import PLAIN, Form, UnsupportedConvolutionError
 from convfactor.conv.geometry import ConvGeometry
 
-CONV2D = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-CONVOLUTION = (*CONV2D[:6], "transposed", "output_padding", "groups")
+CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+CONV_TRANSPOSE = (*CONV[:5], "output_padding", "groups", "dilation")
+CONVOLUTION = (*CONV[:6], "transposed", "output_padding", "groups")
+_ATEN = torch.ops.aten
 
 # Each with the names of its arguments, by position.
 SIGNATURES: dict[Any, tuple[str, ...]] = {
-    F.conv2d: CONV2D,  # torch.conv2d is the same
-    torch.ops.aten.conv2d: CONV2D,
-    torch.ops.aten.conv2d.default: CONV2D,
-    torch.ops.aten.conv2d.padding: CONV2D,
-    torch.convolution: CONVOLUTION,
-    torch.ops.aten.convolution: CONVOLUTION,
-    torch.ops.aten.convolution.default: CONVOLUTION,
+    **dict.fromkeys((F.conv2d, _ATEN.conv2d, _ATEN.conv2d.default, _ATEN.conv2d.padding), CONV),
+    **dict.fromkeys((F.conv1d, _ATEN.conv1d, _ATEN.conv1d.default, _ATEN.conv1d.padding), CONV),
+    **dict.fromkeys(
+        (F.conv_transpose2d, _ATEN.conv_transpose2d, _ATEN.conv_transpose2d.input), CONV_TRANSPOSE
+    ),
+    **dict.fromkeys(
+        (F.conv_transpose1d, _ATEN.conv_transpose1d, _ATEN.conv_transpose1d.default), CONV_TRANSPOSE
+    ),
+    **dict.fromkeys((torch.convolution, _ATEN.convolution, _ATEN.convolution.default), CONVOLUTION),
 }
 # What convolves as well, but in a way that no cascade stands in for: with the reason.
 OTHERS: dict[str, str] = {
-    "conv1d": "not a 2-D convolution",
-    "conv3d": "not a 2-D convolution",
-    "conv_transpose1d": "transposed convolution",
-    "conv_transpose2d": "transposed convolution",
-    "conv_transpose3d": "transposed convolution",
+    "conv3d": "a 3-D convolution",
+    "conv_transpose3d": "a 3-D convolution",
     "_convolution": "called as _convolution; call F.conv2d",
     "cudnn_convolution": "called as cudnn_convolution; call F.conv2d",
     "mkldnn_convolution": "called as mkldnn_convolution; call F.conv2d",
     "thnn_conv2d": "called as thnn_conv2d; call F.conv2d",
-    "conv_depthwise3d": "not a 2-D convolution",
-    "slow_conv3d": "not a 2-D convolution",
+    "conv_depthwise3d": "a 3-D convolution",
+    "slow_conv3d": "a 3-D convolution",
 }
 # What only tells about a tensor, and nothing of its values.
 ABOUT = frozenset(
@@ -58,7 +61,8 @@ class ConvCall:
         input: What is convolved.
         weight: The kernel, as torch stores it.
         bias: The bias, or None.
-        geometry: The convolution's integers; None where it is not a 2-D one.
+        geometry: The integers of the plain convolution that it is; None where it is none.
+        form: How it is that.
         obstacle: Why no cascade stands in for the call, or None.
     """
 
@@ -66,6 +70,7 @@ class ConvCall:
     weight: Any
     bias: Any
     geometry: ConvGeometry | None
+    form: Form = PLAIN
     obstacle: str | None = None
 
 
@@ -80,28 +85,14 @@ def read_call(
     if "input" not in bound or "weight" not in bound:
         return None
     x, weight, bias = bound.pop("input"), bound.pop("weight"), bound.pop("bias", None)
-    if bound.pop("transposed", False):
-        return ConvCall(x, weight, bias, None, "transposed convolution")
-    bound.pop("output_padding", None)
-    if len(weight.shape) != 4:
-        return ConvCall(x, weight, bias, None, "not a 2-D convolution")
+    bound.setdefault("transposed", names is CONV_TRANSPOSE)
     try:
-        return ConvCall(x, weight, bias, ConvGeometry.from_weight(weight, **bound))
+        form, geometry = forms.of_call(weight, **bound)
+    except UnsupportedConvolutionError as error:
+        return ConvCall(x, weight, bias, None, obstacle=str(error))
     except (TypeError, ValueError):
         return None
-
-
-def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: ConvGeometry) -> Tensor:
-    """Apply a convolution of a geometry, as ``nn.Conv2d`` does."""
-    left, right, top, bottom = geometry.padding
-    padding = (top, left)
-    if geometry.padding_mode != "zeros":
-        x = F.pad(x, geometry.padding, mode=geometry.padding_mode)
-        padding = (0, 0)
-    elif (left, top) != (right, bottom):
-        x = F.pad(x, geometry.padding)
-        padding = (0, 0)
-    return F.conv2d(x, weight, bias, geometry.stride, padding, geometry.dilation, geometry.groups)
+    return ConvCall(x, weight, bias, geometry, form)
 
 
 def is_about(func: Callable[..., Any]) -> bool:
@@ -124,4 +115,4 @@ def _read_other(
     weight = args[1] if len(args) > 1 else kwargs.get("weight")
     if not isinstance(weight, Tensor):
         return None
-    return ConvCall(x, weight, None, None, obstacle)
+    return ConvCall(x, weight, None, None, obstacle=obstacle)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import Tensor, nn
+from torch import nn
 
 Pair = tuple[int, int]
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
@@ -62,8 +62,8 @@ class ConvGeometry:
     @classmethod
     def from_conv(cls, conv: nn.Conv2d) -> ConvGeometry:
         """Read the geometry of a module."""
-        return cls.from_weight(
-            conv.weight,
+        return cls.from_shape(
+            conv.weight.shape,
             stride=conv.stride,
             padding=conv.padding,
             dilation=conv.dilation,
@@ -72,9 +72,9 @@ class ConvGeometry:
         )
 
     @classmethod
-    def from_weight(
+    def from_shape(
         cls,
-        weight: Tensor,
+        weight_shape: Sequence[int],
         *,
         stride: int | Sequence[int] = 1,
         padding: str | int | Sequence[int] = 0,
@@ -85,7 +85,7 @@ class ConvGeometry:
         """Read the geometry of a functional call ``F.conv2d(x, weight, ...)``.
 
         Args:
-            weight: (C_out, C_in/groups, kH, kW).
+            weight_shape: (C_out, C_in/groups, kH, kW).
             stride: As in ``F.conv2d``.
             padding: As in ``F.conv2d``; "same" puts an odd pixel to the right and bottom.
             dilation: As in ``F.conv2d``.
@@ -95,7 +95,7 @@ class ConvGeometry:
         Raises:
             ValueError: An argument that torch's convolution would not accept either.
         """
-        out_channels, in_per_group, height, width = weight.shape
+        out_channels, in_per_group, height, width = weight_shape
         dilation = pair(dilation, "dilation")
         if padding == "same":
             total = [d * (k - 1) for d, k in zip(dilation, (height, width), strict=True)]

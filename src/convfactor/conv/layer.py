@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from convfactor.conv import formats
 from convfactor.conv.cascade import Cascade
 from convfactor.conv.fitting import Zeros, check_fit, kernel_on_taps
+from convfactor.conv.forms import PLAIN
 from convfactor.conv.geometry import ConvGeometry
 from convfactor.conv.structure import Structure
 from convfactor.conv.weights import ComposedWeight
@@ -60,6 +61,8 @@ class CascadeConv2d(nn.Module):
     Raises:
         ValueError: ``structure`` does not fit ``geometry``, or a format is not one of images.
     """
+
+    form = PLAIN
 
     def __init__(
         self,

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from convfactor.conv.calls import convolution, read_call
+from convfactor.conv.calls import ConvCall, read_call
+from convfactor.conv.forms import Form
 from convfactor.conv.geometry import ConvGeometry
 
 OPERATORS = (
@@ -24,8 +25,17 @@ OPERATORS = (
 class Layer(Protocol):
     """The layer that a weight belongs to."""
 
-    geometry: ConvGeometry
-    stages: nn.Sequential
+    @property
+    def form(self) -> Form:
+        """How the layer is a plain convolution."""
+
+    @property
+    def geometry(self) -> ConvGeometry:
+        """That plain convolution."""
+
+    @property
+    def stages(self) -> nn.Sequential:
+        """What it runs."""
 
     @property
     def bias(self) -> Tensor | None:
@@ -47,7 +57,7 @@ class ComposedWeight:
     not ask raises an error.
 
     Args:
-        layer: The ``CascadeConv2d`` that it belongs to.
+        layer: The layer that it belongs to.
     """
 
     def __init__(self, layer: Layer) -> None:
@@ -56,13 +66,13 @@ class ComposedWeight:
 
     @property
     def shape(self) -> torch.Size:
-        """Shape of the original kernel, (C_out, C_in/groups, kH, kW)."""
-        return torch.Size(self._layer.geometry.weight_shape)
+        """Shape of the original kernel, such as (C_out, C_in/groups, kH, kW)."""
+        return torch.Size(self._layer.form.weight_shape(self._layer.geometry))
 
     @property
     def ndim(self) -> int:
         """Number of dimensions."""
-        return 4
+        return len(self.shape)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -86,7 +96,7 @@ class ComposedWeight:
 
     def dim(self) -> int:
         """Tell the number of dimensions."""
-        return 4
+        return len(self.shape)
 
     def size(self, dim: int | None = None) -> Any:
         """Tell the shape, or one side of it."""
@@ -153,16 +163,17 @@ class FactorizedWeight(ComposedWeight):
         call = read_call(func, args, kwargs or {})
         if call is None or call.geometry is None or not isinstance(call.weight, cls):
             return super().__torch_function__(func, types, args, kwargs)
-        return call.weight._convolve(call.input, call.bias, call.geometry)
+        return call.weight._convolve(call, call.geometry)
 
-    def _convolve(self, x: Tensor, bias: Tensor | None, geometry: ConvGeometry) -> Tensor:
-        """Convolve in a geometry, which may be another one than was planned."""
+    def _convolve(self, call: ConvCall, geometry: ConvGeometry) -> Tensor:
+        """Convolve in the geometry of a call, which may be another one than was planned."""
         layer = self._layer
-        if geometry == layer.geometry:
-            return layer.convolve(x, bias)
+        if (call.form, geometry) == (layer.form, layer.geometry):
+            return layer.convolve(call.input, call.bias)
+        bias = call.bias
         if layer.bias is not None:
             bias = layer.bias if bias is None else bias + layer.bias
-        return convolution(x, layer.composed(), bias, geometry)
+        return call.form.convolve(call.input, layer.composed(), bias, geometry)
 
 
 def _composed(value: Any) -> Any:

@@ -129,6 +129,11 @@ def families(kernel: ConvGeometry) -> list[Family]:
     return [*full(kernel), *cropped(kernel), *dilated(kernel), *pointwise(kernel)]
 
 
+def whole(kernel: ConvGeometry) -> Family:
+    """The kernel itself, for a convolution that is another one in disguise."""
+    return _centred(kernel, (kernel.kernel_size,), (kernel.stride,))
+
+
 def full(kernel: ConvGeometry, stages: int | None = None) -> Iterator[Family]:
     """Undilated cascades of 3x3 stages, one for every placement of the stride.
 

@@ -123,7 +123,9 @@ def read_kernel(
             f"groups must divide the {len(weight)} output channels, got {groups!r}; "
             "give the groups of the convolution"
         )
-    kernel = ConvGeometry.from_weight(weight, stride=stride, dilation=dilation, groups=int(groups))
+    kernel = ConvGeometry.from_shape(
+        weight.shape, stride=stride, dilation=dilation, groups=int(groups)
+    )
     for name, value in (("stride", kernel.stride), ("dilation", kernel.dilation)):
         if max(value) > LARGEST_STEP:
             raise ValueError(f"{name} must be at most {LARGEST_STEP} pixels, got {value}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,22 +11,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torchs
 from torch.nn.parameter import UninitializedParameter
-from torch.nn.utils import parametrize
 
+from convfactor.conv.forms import PLAIN, Form, UnsupportedConvolutionError, of_module
+from convfactor.conv.framed import Layer
 from convfactor.conv.geometry import ConvGeometry
-from convfactor.conv.layer import CascadeConv2d
 from convfactor.conv.weights import ComposedWeight
 from convfactor.model.digests import fingerprint
 from convfactor.model.reasons import Reason
 from convfactor.model.sites import Found, InputShape, Kind, Site, Subject, TurnedAway, inside
 
-NOT_CONV2D = {
-    "Conv1d": "not a 2-D convolution",
-    "Conv3d": "not a 2-D convolution",
-    "ConvTranspose1d": "transposed convolution",
-    "ConvTranspose2d": "transposed convolution",
-    "ConvTranspose3d": "transposed convolution",
-}
+IMAGES = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d)
+VOLUMES = (nn.Conv3d, nn.ConvTranspose3d)
+# torch's own hooks that compute a weight, beside those of torch.nn.utils.prune.
+COMPUTE_WEIGHT = ("WeightNorm", "SpectralNorm")
 
 
 @dataclass(eq=False)
@@ -37,21 +35,28 @@ class Candidate:
         kind: A module, or a functional call in a module's forward.
         owners: Qualified names of the module, or of the modules whose forwards make the call.
         weight_name: Qualified name of the weight; empty where it is computed.
-        weight: The weight, as torch stores it.
+        held: The weight, as torch stores it.
         bias: The bias, or None.
-        geometry: The convolution's integers, or None where it is not a 2-D convolution.
+        geometry: The integers of the plain convolution of images that it is; None where it is none.
+        form: How it is that.
         obstacle: Why it can't be replaced, or None.
-        shapes: Input shapes of the calls seen so far, with their numbers.
+        special: Whether it is a module that may compute something else than torch's own: its calls
+            are looked at.
+        fingerprint: Digest of what the weight is computed from; empty where it is not.
+        shapes: Shapes of the images read so far, with their numbers.
     """
 
     name: str
     kind: Kind
     owners: tuple[str, ...]
     weight_name: str
-    weight: Tensor
+    held: Tensor
     bias: Tensor | None
     geometry: ConvGeometry | None
+    form: Form = PLAIN
     obstacle: Reason | None = None
+    special: bool = False
+    fingerprint: str = ""
     shapes: Counter[InputShape] = field(default_factory=Counter)
 
     def found(self, obstacle: Reason | None) -> Found:
@@ -61,15 +66,18 @@ class Candidate:
             kind=self.kind,
             owners=self.owners,
             weight_name=self.weight_name,
-            dtype=str(self.weight.dtype).removeprefix("torch."),
-            kernel_size=tuple(self.weight.shape[2:]),
+            dtype=str(self.held.dtype).removeprefix("torch."),
+            kernel_size=tuple(self.held.shape[2:]),
             geometry=self.geometry,
             shapes=tuple(self.shapes.items()),
-            fingerprint=fingerprint(self.weight) if self.weight_name else "",
+            fingerprint=self.fingerprint or (fingerprint(self.held) if self.weight_name else ""),
+            form=self.form,
+            computed=bool(self.fingerprint),
         )
         if self.geometry is None or obstacle is not None:
-            return TurnedAway(subject, obstacle or unsupported("not a 2-D convolution"))
-        return Site(subject, self.geometry, self.weight, self.bias)
+            return TurnedAway(subject, obstacle or unsupported("not a convolution of images"))
+        weight = self.form.weight(self.held, self.geometry.groups)
+        return Site(subject, self.geometry, weight, self.form.bias(self.bias), self.held)
 
 
 def unsupported(short: str, text: str = "") -> Reason:
@@ -79,7 +87,7 @@ def unsupported(short: str, text: str = "") -> Reason:
 
 def is_convolution(module: nn.Module) -> bool:
     """Whether a module is one of torch's convolutions, or of a class made from one."""
-    return isinstance(module, (nn.Conv2d, *(getattr(nn, kind) for kind in NOT_CONV2D)))
+    return isinstance(module, (*IMAGES, *VOLUMES))
 
 
 def of_modules(model: nn.Module, least: int) -> list[Candidate]:
@@ -90,7 +98,7 @@ def of_modules(model: nn.Module, least: int) -> list[Candidate]:
         least: Smallest longer side of a kernel to list.
     """
     found: dict[Any, Candidate] = {}
-    cascades = [module for module in model.modules() if isinstance(module, CascadeConv2d)]
+    cascades = [module for module in model.modules() if isinstance(module, Layer)]
     stages = {id(module) for cascade in cascades for module in cascade.modules()}
     for name, module in model.named_modules(remove_duplicate=False):
         size = _kernel_size(module)
@@ -100,10 +108,15 @@ def of_modules(model: nn.Module, least: int) -> list[Candidate]:
         bias: Any = module.bias
         if isinstance(weight, ComposedWeight):
             continue  # lent to a functional call that runs a cascade
-        obstacle = _obstacle(module)
-        plain = isinstance(module, nn.Conv2d) and not isinstance(weight, UninitializedParameter)
-        geometry = ConvGeometry.from_conv(module) if plain else None
-        key = (id(module),) if obstacle else (id(weight), id(bias), geometry)
+        obstacle, special = _obstacle(module), False
+        form, geometry = PLAIN, None
+        if obstacle is None:
+            special = is_special(module)
+            try:
+                form, geometry = of_module(module)
+            except UnsupportedConvolutionError as error:
+                obstacle = unsupported(str(error))
+        key = (id(module),) if obstacle or special else (id(weight), id(bias), form, geometry)
         if key in found:
             found[key].owners += (name,)
             continue
@@ -112,10 +125,12 @@ def of_modules(model: nn.Module, least: int) -> list[Candidate]:
             kind="module",
             owners=(name,),
             weight_name=inside(name, "weight"),
-            weight=weight,
+            held=weight,
             bias=bias,
             geometry=geometry,
+            form=form,
             obstacle=obstacle,
+            special=special,
         )
     return list(found.values())
 
@@ -128,62 +143,56 @@ def dtype_obstacle(weight: Tensor) -> Reason | None:
 def _kernel_size(module: nn.Module) -> tuple[int, ...] | None:
     """Taps of a convolution module; None for other modules."""
     if isinstance(module, torch.jit.ScriptModule):
-        known = module.original_name in ("Conv2d", *NOT_CONV2D)
+        known = module.original_name in {kind.__name__ for kind in (*IMAGES, *VOLUMES)}
         return tuple(module.weight.shape[2:]) if known else None
     size: Any = module.kernel_size if is_convolution(module) else None
     return None if size is None else tuple(size)
 
 
 def _obstacle(module: nn.Module) -> Reason | None:
-    """Why a convolution module can't be replaced."""
+    """Why a convolution module can't be replaced, whatever its forward does."""
     if isinstance(module, torch.jit.ScriptModule):
         return unsupported("TorchScript", "TorchScript, which is not entered")
-    if parametrize.is_parametrized(module):
-        return unsupported(
-            "parametrized weight",
-            "parametrized weight; make it permanent with "
-            "torch.nn.utils.parametrize.remove_parametrizations",
-        )
-    kind = type(module)
     weight: Any = module.weight
     if isinstance(weight, UninitializedParameter):
         return unsupported("lazy", "lazy: it has no weight before its first call")
-    if kind.__name__ in NOT_CONV2D and kind is not nn.Conv2d:
-        return unsupported(NOT_CONV2D[kind.__name__])
-    if kind is not nn.Conv2d:
-        text = f"a subclass ({kind.__name__}), whose forward may differ"
-        return unsupported(f"a subclass ({kind.__name__})", text)
-    if "forward" in vars(module):
-        return unsupported("its forward was replaced", "its forward was replaced on the instance")
-    if has_hooks(module):
-        return _hook_obstacle(module)
+    if isinstance(module, VOLUMES):
+        return unsupported("a 3-D convolution", "a 3-D convolution; those of 1 and 2 are replaced")
     return dtype_obstacle(weight)
 
 
-def _hook_obstacle(module: nn.Module) -> Reason:
-    """Name the hooks of a convolution, and the way out where torch has put them there."""
-    removals = {
-        "WeightNorm": "torch.nn.utils.remove_weight_norm",
-        "SpectralNorm": "torch.nn.utils.remove_spectral_norm",
-    }
-    for hook in module._forward_pre_hooks.values():
-        removal = removals.get(type(hook).__name__)
-        if type(hook).__module__.startswith("torch.nn.utils.prune"):
-            removal = "torch.nn.utils.prune.remove"
-        if removal is not None:
-            kind = type(hook).__name__
-            return unsupported(
-                f"hooks of {kind}",
-                f"it has hooks of {kind} that compute its weight; make it permanent with {removal}",
-            )
-    return unsupported("it has hooks", "it has hooks, which a new layer would lose")
+def is_special(module: nn.Module) -> bool:
+    """Whether a convolution module may compute something else than torch's own does."""
+    replaced = "forward" in vars(module) or "_conv_forward" in vars(module)
+    return type(module) not in IMAGES or replaced or has_hooks(module)
+
+
+def foreign_hooks(module: nn.Module) -> Reason | None:
+    """Why a module with hooks can't be replaced as a whole: they would be lost.
+
+    Those of torch that compute its weight may go, as the weight that they compute is taken.
+    """
+    own = [
+        hook
+        for hook in module._forward_pre_hooks.values()
+        if type(hook).__name__ in COMPUTE_WEIGHT
+        or type(hook).__module__.startswith("torch.nn.utils.prune")
+    ]
+    count = sum(map(len, _hooks(module)))
+    if count == len(own):
+        return None
+    text = "it computes its weight and has hooks, which a new layer would lose; remove the hooks"
+    return unsupported("it has hooks", text)
 
 
 def has_hooks(module: nn.Module) -> bool:
     """Whether a module has hooks."""
-    if isinstance(module, torch.jit.ScriptModule):
-        return False
-    hooks = (
+    return not isinstance(module, torch.jit.ScriptModule) and any(_hooks(module))
+
+
+def _hooks(module: nn.Module) -> tuple[Mapping[int, Any], ...]:
+    """All hooks that run with a module."""
+    return (
         torchs._global_forward_hooks,
         torchs._global_forward_pre_hooks,
         module._forward_hooks,
@@ -191,4 +200,3 @@ def has_hooks(module: nn.Module) -> bool:
         module._backward_hooks,
         module._backward_pre_hooks,
     )
-    return any(hooks)

@@ -15,9 +15,16 @@ from torch.nn.parameter import UninitializedParameter
 from torch.utils._pytree import tree_leaves
 
 from convfactor.conv.calls import ConvCall, is_about
-from convfactor.conv.layer import CascadeConv2d
+from convfactor.conv.framed import Layer
 from convfactor.model import graphs
-from convfactor.model.candidates import Candidate, dtype_obstacle, of_modules, unsupported
+from convfactor.model.candidates import (
+    Candidate,
+    dtype_obstacle,
+    foreign_hooks,
+    of_modules,
+    unsupported,
+)
+from convfactor.model.effective import NotPlainError, effective, state_digest
 from convfactor.model.inputs import ModelInputs
 from convfactor.model.reasons import Reason
 from convfactor.model.sites import Found, InputShape, inside
@@ -56,11 +63,15 @@ def find(
     finder = _Finder(model, of_modules(model, min_kernel_size), min_kernel_size)
     with finder.watching():
         inputs.run(model)
-    seen = [c for c in finder.in_order() if not isinstance(c.weight, UninitializedParameter)]
-    functional = {id(one.weight) for one in seen if one.kind == "functional"}
+    seen = [c for c in finder.in_order() if not isinstance(c.held, UninitializedParameter)]
+    functional = {id(one.held) for one in seen if one.kind == "functional"}
     # A module that only lends its weight to a functional call is not one more layer.
-    seen = [c for c in seen if c.kind != "module" or c.shapes or id(c.weight) not in functional]
+    seen = [c for c in seen if c.kind != "module" or c.shapes or id(c.held) not in functional]
+    # Nor is one whose forward calls a convolution with its weight, as the call is replaced.
+    seen = [c for c in seen if not (c.special and id(c.held) in functional)]
     finder.sites = seen
+    for special in (c for c in seen if c.special and c.shapes and c.obstacle is None):
+        _read_off(model.get_submodule(special.owners[0]), special)
 
     def obstacle(one: Candidate | Transform, known: Reason | None, called: bool) -> Reason | None:
         if select is not None and not select(one.name, model.get_submodule(one.owners[0])):
@@ -86,9 +97,12 @@ class _Finder(Watcher[Candidate]):
             self._names[id(module)] = (*self._names.get(id(module), ()), name)
         tensors = [*model.named_parameters(), *model.named_buffers()]
         self._tensors = {id(tensor): name for name, tensor in tensors}
+        self._special = {
+            id(model.get_submodule(one.owners[0])): one for one in sites if one.special
+        }
         # The modules that read each tensor, but for functional calls that are sites.
         self._users: dict[int, set[nn.Module]] = {}
-        cascades = [module for module in model.modules() if isinstance(module, CascadeConv2d)]
+        cascades = [module for module in model.modules() if isinstance(module, Layer)]
         self._stages = {id(p) for cascade in cascades for p in cascade.parameters()}
 
     def in_order(self) -> list[Candidate]:
@@ -98,10 +112,10 @@ class _Finder(Watcher[Candidate]):
     def other_use(self, site: Candidate) -> Reason | None:
         """Where the weight of a site is read past it, which what takes its place would not see."""
         module = site.kind == "module"
-        for other in self._readers[id(site.weight)]:
+        for other in self._readers[id(site.held)]:
             if other is not site and "functional" in (site.kind, other.kind):
                 return _shared(other.owners[0])
-        for tensor in (site.weight, site.bias if module else None):
+        for tensor in (site.held, site.bias if module else None):
             for user in self._users.get(id(tensor), ()):
                 if not (module and any(tensor is own for own in user.parameters(recurse=False))):
                     return _shared(self._names[id(user)][0])
@@ -111,7 +125,7 @@ class _Finder(Watcher[Candidate]):
         """Who else has the parameters of a module, from which a cascade would cut them."""
         if site.kind != "module":
             return None
-        for _, owner in sorted({*self._holders[id(site.weight)], *self._holders[id(site.bias)]}):
+        for _, owner in sorted({*self._holders[id(site.held)], *self._holders[id(site.bias)]}):
             if owner not in site.owners:
                 other = owner or "the model"
                 text = f"it shares a parameter with {other}, which stays as it is"
@@ -123,7 +137,7 @@ class _Finder(Watcher[Candidate]):
         """The candidates that read each weight, once all are known."""
         readers = defaultdict(list)
         for site in self.sites:
-            readers[id(site.weight)].append(site)
+            readers[id(site.held)].append(site)
         return readers
 
     @functools.cached_property
@@ -142,6 +156,9 @@ class _Finder(Watcher[Candidate]):
         names = self._names[id(self.inside)]
         if site.kind == "functional":
             site.owners += tuple(name for name in names if name not in site.owners)
+
+    def _is_known(self, module: nn.Module) -> bool:
+        return super()._is_known(module) and id(module) not in self._special
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         super()._enter(module, args, kwargs)
@@ -164,7 +181,12 @@ class _Finder(Watcher[Candidate]):
             return None  # replaced as a whole, see transforms.py, or already
         owners = self._names[id(self.inside)]
         weight_name = self._tensors.get(id(call.weight), "")
+        special = self._special.get(id(self.inside))
+        if special is not None and not weight_name:
+            return None  # it computes its weight, which is read off once the model has run
         name = weight_name or inside(owners[0], "computed")
+        if special is not None and special.held is call.weight:
+            name = special.name
         if any(site.name == name and not weight_name for site in self.sites):
             return None
         site = Candidate(
@@ -172,9 +194,10 @@ class _Finder(Watcher[Candidate]):
             kind="functional",
             owners=owners,
             weight_name=weight_name,
-            weight=call.weight,
+            held=call.weight,
             bias=call.bias,
             geometry=call.geometry,
+            form=call.form,
             obstacle=self._obstacle(call, weight_name),
         )
         self.sites.append(site)
@@ -183,7 +206,7 @@ class _Finder(Watcher[Candidate]):
     def _obstacle(self, call: ConvCall, weight_name: str) -> Reason | None:
         """Why a functional call can't be replaced."""
         if call.geometry is None:
-            return unsupported(call.obstacle or "not a 2-D convolution")
+            return unsupported(call.obstacle or "not a convolution of images")
         if _in_autograd_function():
             text = "called in a torch.autograd.Function, whose backward needs the weight itself"
             return unsupported("called in an autograd.Function", text)
@@ -195,7 +218,7 @@ class _Finder(Watcher[Candidate]):
             )
         holder = self.model.get_submodule(weight_name.rpartition(".")[0])
         if isinstance(self.inside, fx.GraphModule):
-            if not graphs.calls(self.inside, call.weight, call.geometry):
+            if not graphs.calls(self.inside, call.weight, call.form, call.geometry):
                 text = "functional call whose arguments are computed in the graph"
                 return unsupported("arguments computed in the graph", text)
         elif isinstance(holder, CONTAINERS):
@@ -203,6 +226,26 @@ class _Finder(Watcher[Candidate]):
             text = f"its weight belongs to a {kind}, where a cascade would be one more layer"
             return unsupported(f"its weight belongs to a {kind}", text)
         return dtype_obstacle(call.weight)
+
+
+def _read_off(module: nn.Module, one: Candidate) -> None:
+    """Read the convolution that a module computes, with a weight that it computes, off a call."""
+    size = next(iter(one.shapes)).size
+    one.obstacle = foreign_hooks(module)
+    if one.obstacle is not None:
+        return
+    try:
+        found = effective(module, one.form, size)
+    except NotPlainError as error:
+        kind = type(module).__name__
+        text = (
+            f"a {kind} that can't be taken for a convolution: {error}; put an nn.Conv2d with its "
+            "weight in its place"
+        )
+        one.obstacle = unsupported(f"a {kind}: {error}", text)
+        return
+    one.held, one.bias = found.weight, found.bias
+    one.geometry, one.fingerprint = found.geometry, state_digest(module)
 
 
 def _shared(user: str) -> Reason:

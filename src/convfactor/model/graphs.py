@@ -9,42 +9,49 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from convfactor.conv.calls import SIGNATURES, ConvCall, read_call
+from convfactor.conv.forms import Form
+from convfactor.conv.framed import Layer, tie
 from convfactor.conv.geometry import ConvGeometry
-from convfactor.conv.layer import CascadeConv2d
 
 
-def calls(graph: fx.GraphModule, weight: Tensor, geometry: ConvGeometry) -> list[fx.Node]:
-    """The nodes of a graph that convolve with a weight in one geometry, all else being given."""
+def calls(
+    graph: fx.GraphModule, weight: Tensor, form: Form, geometry: ConvGeometry
+) -> list[fx.Node]:
+    """The nodes of a graph that convolve with a weight in one way, all else being given."""
     reads = ((node, _read(node, graph)) for node in graph.graph.nodes)
     return [
-        node for node, call in reads if call and call.weight is weight and call.geometry == geometry
+        node
+        for node, call in reads
+        if call and call.weight is weight and (call.form, call.geometry) == (form, geometry)
     ]
 
 
 def replace(
     graph: fx.GraphModule,
     weight: Tensor,
+    form: Form,
     geometry: ConvGeometry,
-    make: Callable[[Tensor, Tensor | None], CascadeConv2d],
+    make: Callable[[Tensor, Tensor | None], Layer],
 ) -> fx.GraphModule:
     """Make a graph whose convolutions with a weight are cascades; one module for every bias.
 
     Args:
         graph: The graph, which is changed.
         weight: The weight that they have.
-        geometry: The geometry that they have.
+        form: How they are plain convolutions.
+        geometry: The geometry of those.
         make: Makes the module in place of a weight and a bias.
     """
     layers: dict[str | None, str] = {}
-    first: CascadeConv2d | None = None
-    for node in calls(graph, weight, geometry):
+    first: Layer | None = None
+    for node in calls(graph, weight, form, geometry):
         x, *parameters = (_argument(node, name) for name in ("input", "weight", "bias"))
         bias = None if parameters[1] is None else str(parameters[1].target)
         if bias not in layers:
             values = None if bias is None else operator.attrgetter(bias)(graph)
             layer = make(weight, values).train(graph.training)
             first = first or layer
-            layer.tie(first, bias=False)
+            tie(layer, first, bias=False)
             layers[bias] = free_name(graph, "cascade")
             graph.add_module(layers[bias], layer)
         with graph.graph.inserting_before(node):

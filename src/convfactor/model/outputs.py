@@ -46,7 +46,7 @@ def difference(first: nn.Module, second: nn.Module, batches: Sequence[ModelInput
         if found is not None:
             return found
         for (path, mine), (_, other) in zip(leaves(true), leaves(got), strict=True):
-            if not _close(mine, other):
+            if not close(mine, other):
                 return f"output{path} differs"
     return None
 
@@ -83,7 +83,7 @@ def _form(leaf: Any) -> str:
     return type(leaf).__name__
 
 
-def _close(true: Any, got: Any) -> bool:
+def close(true: Any, got: Any) -> bool:
     """Whether two leaves are the same but for rounding."""
     mine, other = values(true), values(got)
     if mine is None or other is None:

@@ -7,22 +7,26 @@ call is a node of its own, nodes are replaced.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, fx, nn
 
-from convfactor.conv.geometry import ConvGeometry
+from convfactor.conv.forms import of_module
+from convfactor.conv.framed import Layer, framed, tie
 from convfactor.conv.layer import CascadeConv2d
 from convfactor.conv.weights import FactorizedWeight
 from convfactor.errors import PlanMismatchError
 from convfactor.model import graphs, transforms
+from convfactor.model.candidates import is_convolution
 from convfactor.model.digests import fingerprint
+from convfactor.model.effective import Effective, effective, state_digest
 from convfactor.model.sites import Subject
 from convfactor.model.transforms import is_transform
 
-# Makes a layer in place of a weight and a bias.
+# Makes a layer in place of the weight and the bias of a plain convolution.
 Make = Callable[[Tensor, Tensor | None], CascadeConv2d]
 
 
@@ -84,6 +88,9 @@ def check(model: nn.Module, subject: Subject) -> None:
             f"layer {subject.name}: the model has no module {missing[0]!r}; apply the plan to the "
             "model that was planned"
         )
+    if subject.computed:
+        _check_computed(model, subject)
+        return
     if subject.kind == "module":
         names = [f"{owner}.weight".lstrip(".") for owner in _owners(model, subject)]
     for name in names:
@@ -99,6 +106,16 @@ def check(model: nn.Module, subject: Subject) -> None:
                 f"layer {subject.name}: {name} (shape {tuple(weight.shape)}, {weight.dtype}) is "
                 f"not the weight that was planned, in {subject.dtype}; load the planned weights in "
                 "that dtype, or plan anew"
+            )
+
+
+def _check_computed(model: nn.Module, subject: Subject) -> None:
+    """Compare what the weights of a layer are computed from with what was planned."""
+    for owner in _owners(model, subject):
+        if state_digest(model.get_submodule(owner)) != subject.fingerprint:
+            raise PlanMismatchError(
+                f"layer {subject.name}: {owner} computes its weight from other tensors, or is "
+                "another module, than was planned; load the planned weights, or plan anew"
             )
 
 
@@ -129,18 +146,61 @@ def _tensor(model: nn.Module, name: str) -> Tensor:
 def _cascades(model: nn.Module, subject: Subject, make: Make) -> dict[nn.Module, nn.Module]:
     """The layers for the modules of a subject; several modules with tied weights stay tied."""
     made: dict[nn.Module, nn.Module] = {}
-    first: CascadeConv2d | None = None
+    first: Layer | None = None
     for owner in _owners(model, subject):
         conv = model.get_submodule(owner)
         if conv in made:
             continue
-        if not isinstance(conv, nn.Conv2d) or ConvGeometry.from_conv(conv) != subject.geometry:
-            raise PlanMismatchError(f"layer {subject.name}: {owner} is not the planned convolution")
-        layer = make(conv.weight, conv.bias).train(conv.training)
+        layer = _made(_read(conv, owner, subject), make).train(conv.training)
         first = first or layer
-        layer.tie(first)
+        tie(layer, first)
         made[conv] = layer
     return made
+
+
+def plain_weight(model: nn.Module, subject: Subject) -> Tensor:
+    """The weight of the plain convolution that a planned layer of a model is.
+
+    Raises:
+        PlanMismatchError: It is missing.
+    """
+    assert subject.geometry is not None
+    if subject.computed:
+        owner = _owners(model, subject)[0]
+        weight = _read(model.get_submodule(owner), owner, subject).weight
+    else:
+        weight = _held(model, subject)
+    return subject.form.weight(weight, subject.geometry.groups)
+
+
+def _held(model: nn.Module, subject: Subject) -> Tensor:
+    """The weight as a model holds it; a graph may know the module by one of its names only."""
+    names = [subject.weight_name, *(f"{owner}.weight" for owner in subject.owners)]
+    for name in names:
+        with contextlib.suppress(AttributeError):
+            return _tensor(model, name)
+    raise PlanMismatchError(f"layer {subject.name}: the model has none of {', '.join(names)}")
+
+
+def _read(conv: nn.Module, owner: str, subject: Subject) -> Effective:
+    """Read the convolution of a module, which must be the planned one."""
+    found: Effective | None = None
+    with contextlib.suppress(ValueError):
+        if subject.computed:
+            found = effective(conv, subject.form, subject.shapes[0][0].size)
+        elif is_convolution(conv):
+            module: Any = conv
+            found = Effective(module.weight, module.bias, *of_module(conv))
+    if found is None or (found.form, found.geometry) != (subject.form, subject.geometry):
+        raise PlanMismatchError(f"layer {subject.name}: {owner} is not the planned convolution")
+    return found
+
+
+def _made(conv: Effective, make: Make) -> Layer:
+    """Make the layer that takes the place of a convolution."""
+    form = conv.form
+    plain = make(form.weight(conv.weight, conv.geometry.groups), form.bias(conv.bias))
+    return framed(plain, form)
 
 
 def _owners(model: nn.Module, subject: Subject) -> list[str]:
@@ -197,20 +257,24 @@ def _exchange(model: nn.Module, new: dict[int, Any]) -> None:
 
 def _factorize_calls(model: nn.Module, subject: Subject, make: Make, weight: Tensor) -> nn.Module:
     """Let the functional calls with a weight run a cascade."""
-    geometry = subject.geometry
+    form, geometry = subject.form, subject.geometry
     assert geometry is not None
+
+    def made(weight: Tensor, bias: Tensor | None) -> Layer:
+        return _made(Effective(weight, bias, form, geometry), make)
+
     found = False
     for module in list(model.modules()):
-        if isinstance(module, fx.GraphModule) and graphs.calls(module, weight, geometry):
-            model = _swap(model, {module: graphs.replace(module, weight, geometry, make)})
+        if isinstance(module, fx.GraphModule) and graphs.calls(module, weight, form, geometry):
+            model = _swap(model, {module: graphs.replace(module, weight, form, geometry, made)})
             found = True
-    first: CascadeConv2d | None = None
+    first: Layer | None = None
     for module, name in list(_holders(model, weight)):
         if isinstance(module, fx.GraphModule):
             continue
-        layer = make(weight, None).train(module.training)
+        layer = made(weight, None).train(module.training)
         first = first or layer
-        layer.tie(first)
+        tie(layer, first)
         delattr(module, name)
         # Past the methods of the module, whose class may have others of its own.
         module._modules[graphs.free_name(module, f"{name}_cascade")] = layer

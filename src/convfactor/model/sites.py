@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from convfactor.conv.forms import PLAIN, Form
 from convfactor.conv.geometry import ConvGeometry
 from convfactor.model.inputs import ModelInputs
 from convfactor.model.reasons import Reason
@@ -40,9 +41,12 @@ class Subject:
         weight_name: Qualified name of the weight; empty where it is computed.
         dtype: Dtype of the weight.
         kernel_size: Taps per side.
-        geometry: The convolution's integers, None where it is not a 2-D convolution.
-        shapes: Input shapes of the calls, with their numbers in one run of the model.
-        fingerprint: Digest of the weight, or of the transform's filters and arguments.
+        geometry: The integers of the plain convolution of images that it is, or None.
+        shapes: Shapes of the images that this one reads, with their numbers of calls in one run.
+        fingerprint: Digest of the weight, of what it is computed from, or of the filters and
+            arguments of a transform.
+        form: How the convolution is a plain one.
+        computed: Whether the module computes its weight, which is read off a call.
     """
 
     name: str
@@ -54,6 +58,13 @@ class Subject:
     geometry: ConvGeometry | None
     shapes: tuple[tuple[InputShape, int], ...]
     fingerprint: str
+    form: Form = PLAIN
+    computed: bool = False
+
+    @property
+    def out_channels(self) -> int | None:
+        """Channels of the output; None where it is no convolution of images or sequences."""
+        return None if self.geometry is None else self.form.out_channels(self.geometry)
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,15 +73,22 @@ class Site:
 
     Attributes:
         subject: What it is.
-        geometry: The convolution's integers.
-        weight: The weight, as torch stores it.
-        bias: The bias, or None.
+        geometry: The integers of the plain convolution of images that it is.
+        weight: The weight of that one.
+        bias: Its bias, or None.
+        held: The weight as the model holds it.
     """
 
     subject: Subject
     geometry: ConvGeometry
     weight: Tensor
     bias: Tensor | None
+    held: Tensor
+
+    @property
+    def form(self) -> Form:
+        """How it is a plain convolution."""
+        return self.subject.form
 
     @property
     def kind(self) -> Kind:

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from convfactor.conv.calls import ConvCall, read_call
+from convfactor.conv.forms import Form
+from convfactor.conv.framed import Layer
 from convfactor.conv.geometry import ConvGeometry
-from convfactor.conv.layer import CascadeConv2d
 from convfactor.conv.weights import ComposedWeight
-from convfactor.model.candidates import is_convolution
 from convfactor.model.sites import Kind
 
 
@@ -30,12 +30,16 @@ class Watched(Protocol):
         """Qualified names of the modules."""
 
     @property
-    def weight(self) -> Tensor:
+    def held(self) -> Tensor:
         """The weight that the call is given."""
 
     @property
+    def form(self) -> Form:
+        """How the call is a plain convolution."""
+
+    @property
     def geometry(self) -> ConvGeometry | None:
-        """What the call computes."""
+        """What that one computes."""
 
 
 W = TypeVar("W", bound=Watched)
@@ -45,7 +49,7 @@ W = TypeVar("W", bound=Watched)
 def watch(
     model: nn.Module, sites: Iterable[W], on_call: Callable[[W, Tensor], None]
 ) -> Iterator[None]:
-    """Call ``on_call(site, input)`` whenever one of the sites is run, before it is."""
+    """Call ``on_call(site, image)`` before one of the sites is run, with what it reads."""
     with Watcher(model, list(sites), on_call).watching():
         yield
 
@@ -61,7 +65,7 @@ class Watcher(TorchFunctionMode, Generic[W]):
         Args:
             model: The model; it is left as it was.
             sites: What to watch.
-            on_call: Called with a site and its input before the site is run.
+            on_call: Called with a site before it is run, and with the image that it reads.
         """
         super().__init__()
         self.model = model
@@ -98,16 +102,20 @@ class Watcher(TorchFunctionMode, Generic[W]):
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> ConvCall | None:
         """Read a convolution that is called as a function, and not by a module made for it."""
-        if is_convolution(self.inside) or isinstance(self.inside, CascadeConv2d):
+        if self._is_known(self.inside) or isinstance(self.inside, Layer):
             return None
         call = read_call(func, args, kwargs)
         return None if call is None or isinstance(call.weight, ComposedWeight) else call
 
+    def _is_known(self, module: nn.Module) -> bool:
+        """Whether a module is watched as a whole."""
+        return id(module) in self._modules
+
     def site_of(self, call: ConvCall) -> W | None:
         """The site of a functional call."""
         for site in self.sites:
-            same = site.weight is call.weight and site.geometry == call.geometry
-            if site.kind == "functional" and same:
+            same = site.held is call.weight and site.form == call.form
+            if site.kind == "functional" and same and site.geometry == call.geometry:
                 return site
         return None
 
@@ -117,7 +125,7 @@ class Watcher(TorchFunctionMode, Generic[W]):
         if site is not None:
             x = args[0] if args else kwargs.get("input")
             if isinstance(x, Tensor):
-                self._on_call(site, x)
+                self._on_call(site, site.form.input(x))
 
     def _leave(self, module: nn.Module, args: object, output: object) -> None:
         self._stack.pop()
@@ -135,7 +143,7 @@ class Watcher(TorchFunctionMode, Generic[W]):
         site = None if call is None else self.site_of(call)
         self._note(func, (args, kwargs), None if call is None or site is None else call.weight)
         if call is not None and site is not None:
-            self._on_call(site, call.input)
+            self._on_call(site, call.form.input(call.input))
         return func(*args, **kwargs)
 
     def _note(self, func: Callable[..., Any], arguments: object, weight: Tensor | None) -> None:

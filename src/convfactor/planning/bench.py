@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from convfactor.conv.accuracy import OutputErrors, layer_errors
-from convfactor.conv.calls import convolution
 from convfactor.conv.cascade import Cascade
+from convfactor.conv.forms import convolution
 from convfactor.conv.geometry import ConvGeometry
 from convfactor.conv.layer import CascadeConv2d
 from convfactor.conv.structure import Structure

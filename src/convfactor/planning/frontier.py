@@ -241,7 +241,7 @@ class Frontier:
             return Kept(Reason("time", "not looked at in the time allowed", text))
         points = self.points()
         if not points:
-            return self.layer.missed(self._factorizer, [])
+            return self.layer.missed(self._factorizer, list(self._trials.values()))
         point = points[-1]
         saved = 1 / point.price.relative
         text = (

@@ -6,10 +6,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+from convfactor.conv.forms import Form
 from convfactor.conv.geometry import ConvGeometry, Pair
 from convfactor.factorization.budget import Budget
 from convfactor.factorization.factorizer import Factorizer, Report
-from convfactor.factorization.families import Family, families, low_rank, separable_pair
+from convfactor.factorization.families import Family, families, low_rank, separable_pair, whole
 from convfactor.factorization.search import Ladder
 from convfactor.latency import Clock, compare
 from convfactor.model.reasons import Reason
@@ -64,15 +65,16 @@ class Layer:
             clock: Times calls.
         """
         geometry = site.geometry
-        pricing: Pricing = Multiplies(geometry)
+        form = site.form
+        pricing: Pricing = Multiplies(geometry, form)
         multiple = 1
         if settings.objective == "latency":
             weight, shapes = site.weight, site.subject.shapes
-            pricing = Stopwatch(geometry, shapes, weight.dtype, weight.device, known, clock)
+            pricing = Stopwatch(geometry, shapes, weight.dtype, weight.device, known, clock, form)
             multiple = WIDTH_MULTIPLE
         layer = cls(site, settings, pricing)
         general: Candidate | None = None
-        for family in _candidates(geometry, settings):
+        for family in _candidates(geometry, settings, form):
             if general is not None and not layer._beats(family, general):
                 continue
             ladder = family.ladder(geometry.macs, multiple)
@@ -281,9 +283,11 @@ class Layer:
         return self.pricing.careful(candidate.pixels, patience)
 
 
-def _candidates(kernel: ConvGeometry, settings: Settings) -> list[Family]:
+def _candidates(kernel: ConvGeometry, settings: Settings, form: Form) -> list[Family]:
     """What to try, in turn; a later one has to be clearly faster than the best before it."""
     cascades = families(kernel)
+    if form.transposed is not None and max(kernel.kernel_size) > 3:
+        cascades.append(whole(kernel))
     if settings.structures == "cascade":
         return cascades
     pair = list(separable_pair(kernel))

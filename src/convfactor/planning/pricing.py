@@ -11,9 +11,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from convfactor.conv.calls import convolution
 from convfactor.conv.cascade import Cascade
 from convfactor.conv.formats import FORMATS, MemoryFormat
+from convfactor.conv.forms import PLAIN, Form
+from convfactor.conv.framed import framed
 from convfactor.conv.geometry import ConvGeometry
 from convfactor.conv.layer import CascadeConv2d
 from convfactor.conv.structure import Structure
@@ -60,10 +61,12 @@ class Multiplies:
     """Counts multiplies; needs no clock and is deterministic."""
 
     geometry: ConvGeometry
+    form: Form = PLAIN
 
     def quick(self, structure: Structure) -> Price:
         """Multiplies relative to the original's."""
-        return Price(Cost(macs_before=self.geometry.macs, macs_after=structure.macs))
+        before = self.form.macs(self.geometry)
+        return Price(Cost(macs_before=before, macs_after=structure.macs))
 
     def careful(self, structure: Structure, patience: float = 1.0) -> Price:
         """The same, which is certain."""
@@ -87,24 +90,27 @@ class Stopwatch:
         device: torch.device,
         known: dict[object, Price],
         clock: Clock = compare,
+        form: Form = PLAIN,
     ) -> None:
         """Say what is timed.
 
         Args:
-            geometry: The layer.
-            shapes: Its input shapes with their numbers of calls.
+            geometry: The plain convolution that the layer is.
+            shapes: Shapes of the images that this one reads, with their numbers of calls.
             dtype: Dtype it runs in.
             device: Device it runs on.
             known: Prices already measured, shared between layers of one model.
             clock: Times calls.
+            form: How the layer is a plain convolution.
         """
         self._geometry = geometry
+        self._form = form
         self._shapes = shapes
         self._dtype = dtype
         self._device = device
         self._known = known
         self._clock = clock
-        self._key = (geometry, tuple(sorted(shapes, key=repr)), dtype, device)
+        self._key = (form, geometry, tuple(sorted(shapes, key=repr)), dtype, device)
 
     def quick(self, structure: Structure) -> Price:
         """Time a structure briefly, once; what is known better counts."""
@@ -120,7 +126,7 @@ class Stopwatch:
         key = (self._key, structure, patience)
         if key not in self._known:
             formats = (self.quick(structure).memory_format,)
-            originals = [torch.contiguous_format, torch.channels_last]
+            originals = self._own_formats
             rounds = round(patience * FEWEST_ROUNDS)
             self._known[key] = self._price(
                 structure, originals, formats, patience * CAREFUL, rounds
@@ -130,10 +136,19 @@ class Stopwatch:
     @functools.cached_property
     def _better(self) -> torch.memory_format:
         """The format in which the original is faster."""
-        formats = (torch.contiguous_format, torch.channels_last)
+        formats = self._own_formats
+        if len(formats) == 1:
+            return formats[0]
         calls = [self._original(self._weight(), self._inputs(f), f) for f in formats]
         timings = self._clock(calls, self._device, QUICK, FEWEST_ROUNDS)
         return formats[timings[0].median > timings[1].median]
+
+    @property
+    def _own_formats(self) -> tuple[torch.memory_format, ...]:
+        """The formats that the original's inputs may have."""
+        if self._form.dims == 1:
+            return (torch.contiguous_format,)
+        return (torch.contiguous_format, torch.channels_last)
 
     @property
     def _formats(self) -> tuple[MemoryFormat, ...]:
@@ -161,14 +176,16 @@ class Stopwatch:
         weights = Cascade.random(structure, dtype=self._dtype)
         for name in formats:
             memory_format = torch.channels_last if name == "channels_last" else None
-            layer = CascadeConv2d.from_weight(weight, None, weights, self._geometry, memory_format)
-            calls.append(functools.partial(_run, layer, inputs[self._better]))
+            like = self._form.weight(weight, self._geometry.groups)
+            layer = CascadeConv2d.from_weight(like, None, weights, self._geometry, memory_format)
+            whole = framed(layer, self._form)
+            calls.append(functools.partial(_run, whole, inputs[self._better]))
         timings = self._clock(calls, self._device, seconds, rounds)
         before = min(timings[: len(originals)], key=lambda t: t.median)
         after, name = min(
             zip(timings[len(originals) :], formats, strict=True), key=lambda pair: pair[0].median
         )
-        cost = Cost(before, after, self._geometry.macs, structure.macs)
+        cost = Cost(before, after, self._form.macs(self._geometry), structure.macs)
         return Price(cost, name)
 
     def _original(
@@ -178,19 +195,23 @@ class Stopwatch:
         memory_format: torch.memory_format,
     ) -> Callable[[], object]:
         """The original convolution on inputs of one format."""
-        weight = weight.to(memory_format=memory_format)  # also strides of one channel
-        return lambda: _run(lambda x: convolution(x, weight, None, self._geometry), inputs)
+        if weight.dim() == 4:
+            weight = weight.to(memory_format=memory_format)  # also strides of one channel
+        form, geometry = self._form, self._geometry
+        return lambda: _run(lambda x: form.convolve(x, weight, None, geometry), inputs)
 
     def _weight(self) -> Tensor:
         """A weight of the layer."""
-        return _random(self._geometry.weight_shape).to(self._device, self._dtype)
+        shape = self._form.weight_shape(self._geometry)
+        return _random(shape).to(self._device, self._dtype)
 
     def _inputs(self, memory_format: torch.memory_format) -> list[tuple[Tensor, int]]:
-        """The inputs in a format, where they have one, with their numbers of calls."""
+        """The layer's inputs in a format, where they have one, with their numbers of calls."""
         made = []
         for shape, calls in self._shapes:
             x = _random(shape.size).to(self._device, self._dtype)
-            made.append((x.to(memory_format=memory_format) if x.dim() == 4 else x, calls))
+            x = x.to(memory_format=memory_format) if x.dim() == 4 else x
+            made.append((x.squeeze(-2) if self._form.dims == 1 else x, calls))
         return made
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import operator
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,13 +12,11 @@ from typing import TypeVar
 from torch import Tensor, nn
 
 from convfactor.conv.layer import CascadeConv2d
-from convfactor.errors import PlanMismatchError
 from convfactor.model import rewrite
 from convfactor.model.copies import copied
 from convfactor.model.formats import channels_last
 from convfactor.model.reasons import Reason
 from convfactor.model.rewrite import Exchange
-from convfactor.model.sites import Subject
 from convfactor.plans import pages, records, report, storage
 from convfactor.plans.decisions import Decisions, Entry, Kept, Replaced
 
@@ -198,20 +194,10 @@ class Plan(Decisions):
         """The original kernels of the replaced layers, by index into ``entries``."""
         self.apply(model)  # refuses any other model
         return {
-            i: _kernel(model, entry.subject)
+            i: rewrite.plain_weight(model, entry.subject)
             for i, entry in enumerate(self.entries)
             if isinstance(entry.decision, Replaced)
         }
-
-
-def _kernel(model: nn.Module, subject: Subject) -> Tensor:
-    """The weight of a layer; a graph may know the module by one of its names only."""
-    names = [subject.weight_name, *(f"{owner}.weight" for owner in subject.owners)]
-    for name in names:
-        with contextlib.suppress(AttributeError):
-            weight: Tensor = operator.attrgetter(name)(model)
-            return weight
-    raise PlanMismatchError(f"layer {subject.name}: the model has none of {', '.join(names)}")
 
 
 def _kind(value: object) -> str:

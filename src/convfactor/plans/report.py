@@ -60,7 +60,8 @@ COLUMNS = {
     "dtype": "subject.dtype",
     "kernel_size": "subject.kernel_size",
     "in_channels": "subject.geometry.in_channels",
-    "out_channels": "subject.geometry.out_channels",
+    "out_channels": "subject.out_channels",
+    "transposed_stride": "subject.form.transposed.stride",
     "stride": "subject.geometry.stride",
     "dilation": "subject.geometry.dilation",
     "groups": "subject.geometry.groups",
@@ -157,8 +158,10 @@ def row(entry: Entry) -> Row:
     kernel = "x".join(map(str, subject.kernel_size)) or subject.kind
     geometry = subject.geometry
     if geometry is not None:
-        kernel += f" {geometry.in_channels}->{geometry.out_channels}"
-        kernel += f" /{sides(geometry.stride)}" if geometry.stride != (1, 1) else ""
+        stride, up = geometry.stride, subject.form.transposed
+        kernel += f" {geometry.in_channels}->{subject.out_channels}"
+        kernel += f" /{sides(stride)}" if stride != (1, 1) else ""
+        kernel += f" transposed *{sides(up.stride)}" if up is not None else ""
         kernel += f" @{sides(geometry.dilation)}" if geometry.dilation != (1, 1) else ""
         kernel += f" g{geometry.groups}" if geometry.groups > 1 else ""
     structure = "" if decision.structure is None else str(decision.structure)

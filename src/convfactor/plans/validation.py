@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from torch import Tensor, nn
 
 from convfactor.conv.fitting import check_fit
+from convfactor.conv.forms import is_consistent
 from convfactor.conv.geometry import ConvGeometry
 from convfactor.conv.structure import Structure
 from convfactor.latency import Timing
@@ -115,7 +116,10 @@ def _check_subject(where: str, subject: Subject) -> None:
         _demand(calls >= 1 and min(shape.size, default=0) >= 0, where, "shapes must be counts")
     if subject.geometry is not None:
         _check_geometry(where, subject.geometry)
-        same = subject.geometry.kernel_size == subject.kernel_size
+        _demand(
+            is_consistent(subject.form, subject.geometry), where, "form is not that of its geometry"
+        )
+        same = subject.form.kernel_size(subject.geometry) == subject.kernel_size
         _demand(same, where, "kernel_size is not that of its geometry")
 
 

@@ -1,0 +1,127 @@
+"""The drop-in module for convolutions of sequences and transposed ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from convfactor.conv.forms import Form
+from convfactor.conv.geometry import ConvGeometry
+from convfactor.conv.layer import CascadeConv2d
+from convfactor.conv.weights import ComposedWeight
+
+
+class CascadeConvNd(nn.Module):
+    """Run a cascade in place of ``nn.Conv1d``, ``nn.ConvTranspose1d`` or ``nn.ConvTranspose2d``.
+
+    A sequence is given to the cascade as an image of one row. Of a transposed convolution the
+    cascade computes all phases as channels, at the resolution of the input, and they are
+    interleaved; see ``convfactor.conv.forms``.
+
+    Args:
+        plain: The cascade of the plain convolution of images.
+        form: How the convolution is that one.
+    """
+
+    def __init__(self, plain: CascadeConv2d, form: Form) -> None:
+        """Take the cascade; the attributes are named as in torch's convolutions."""
+        super().__init__()
+        geometry = plain.geometry
+        cut = slice(2 - form.dims, None)
+        own = form.transposed
+        self.plain = plain
+        self.form = form
+        self.in_channels = geometry.in_channels
+        self.out_channels = form.out_channels(geometry)
+        self.kernel_size = form.kernel_size(geometry)
+        self.stride = (geometry.stride if own is None else own.stride)[cut]
+        self.dilation = geometry.dilation[cut]
+        self.groups = geometry.groups
+        self.padding_mode = geometry.padding_mode
+        self.transposed = own is not None
+        self.padding = geometry.padding[:1] if own is None else own.padding[cut]
+        self.output_padding = (0,) * form.dims if own is None else own.output_padding[cut]
+
+    @property
+    def geometry(self) -> ConvGeometry:
+        """The plain convolution."""
+        return self.plain.geometry
+
+    @property
+    def stages(self) -> nn.Sequential:
+        """The stages of the cascade."""
+        return self.plain.stages
+
+    @property
+    def weight(self) -> ComposedWeight:
+        """The composed kernel as torch's module has it, for code that reads its dtype or device."""
+        return ComposedWeight(self)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias; where the phases have taken up different ones, their mean."""
+        bias = self.plain.bias
+        if bias is None or self.form.phases == 1:
+            return bias
+        return bias.view(-1, self.form.phases).mean(1)
+
+    def composed(self) -> Tensor:
+        """Compose the kernel from the current weights, in the shape of the original's."""
+        return self.form.kernel(self.plain.composed(), self.groups)
+
+    def forward(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
+        """Apply the cascade.
+
+        Args:
+            input: (N, C_in, ...) or (C_in, ...).
+            output_size: As for torch's transposed convolutions: it must be the one that the
+                ``output_padding`` gives that the layer was made with.
+
+        Returns:
+            What the original convolution gives.
+
+        Raises:
+            ValueError: Another size is asked for.
+        """
+        output = self.convolve(input, None)
+        sides = tuple(output.shape[-self.form.dims :])
+        if output_size is not None and tuple(output_size)[-self.form.dims :] != sides:
+            raise ValueError(
+                f"output_size must be {sides}, for which the layer was planned, got "
+                f"{tuple(output_size)}; plan anew with select leaving the layer out"
+            )
+        return output
+
+    def convolve(self, input: Tensor, bias: Tensor | None) -> Tensor:
+        """Apply the cascade as a functional call does, which brings its own bias."""
+        plain = self.plain.convolve(self.form.input(input), self.form.bias(bias))
+        return self.form.output(plain)
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """Refuse to be scripted: ``torch.jit.script`` asks here first."""
+        return self.plain.__prepare_scriptable__()
+
+    def extra_repr(self) -> str:
+        """Tell the original's integers."""
+        kind = "transposed, " if self.transposed else ""
+        parts = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"
+        return f"{kind}{parts}, stride={self.stride}"
+
+
+Layer = CascadeConv2d | CascadeConvNd
+
+
+def framed(plain: CascadeConv2d, form: Form) -> Layer:
+    """Put what a convolution needs around the cascade of its plain one."""
+    return plain if form.is_plain else CascadeConvNd(plain, form)
+
+
+def plain_of(layer: Layer) -> CascadeConv2d:
+    """The cascade of the plain convolution in a layer."""
+    return layer if isinstance(layer, CascadeConv2d) else layer.plain
+
+
+def tie(layer: Layer, other: Layer, bias: bool = True) -> None:
+    """Share the parameters of another layer of the same structure."""
+    plain_of(layer).tie(plain_of(other), bias)

@@ -1,0 +1,174 @@
+"""The convolution that a module computes, read off its calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from convfactor.conv.calls import ConvCall, read_call
+from convfactor.conv.forms import Form
+from convfactor.conv.geometry import ConvGeometry, PaddingMode
+from convfactor.model.digests import digest
+from convfactor.model.outputs import close
+
+MODES: tuple[PaddingMode, ...] = ("zeros", "reflect", "replicate", "circular")
+
+
+class NotPlainError(ValueError):
+    """A module computes more than one convolution with fixed numbers."""
+
+
+@dataclass(frozen=True, eq=False)
+class Effective:
+    """What a module computes in evaluation mode.
+
+    Attributes:
+        weight: As torch stores it.
+        bias: The bias, or None.
+        form: How it is a plain convolution of images.
+        geometry: The integers of that one.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    form: Form
+    geometry: ConvGeometry
+
+
+def effective(module: nn.Module, form: Form, size: tuple[int, ...]) -> Effective:
+    """Read the convolution that a module computes off a call, and check that it is no more.
+
+    The one convolution that its forward calls is taken, with the padding that the forward adds to
+    the input; the result must be what the module gives, on images of several sizes.
+
+    Args:
+        module: The module; it is left as it was.
+        form: How its convolution is a plain one.
+        size: Shape of an image that the plain one reads.
+
+    Raises:
+        NotPlainError: It computes something else.
+    """
+    like = next((p for p in module.parameters() if p.is_floating_point()), torch.zeros(()))
+    generator = torch.Generator().manual_seed(0)
+    with _evaluated(module):
+        found = _call(module, form, _image(size, 0, generator, like))
+        for more in range(1, max(found.geometry.stride) + 1):
+            other = _call(module, form, _image(size, more, generator, like))
+            if other.geometry != found.geometry:
+                raise NotPlainError("its padding depends on the size of the input")
+            if not torch.equal(other.weight, found.weight):
+                raise NotPlainError("its weight depends on the input")
+    return found
+
+
+def state_digest(module: nn.Module) -> str:
+    """Digest of what a module computes its weight from."""
+    kind = type(module)
+    name = f"{kind.__module__}.{kind.__qualname__}".encode()
+    tensors = {"": torch.frombuffer(bytearray(name), dtype=torch.uint8)}
+    tensors |= dict(module.named_parameters()) | dict(module.named_buffers())
+    return digest(tensors)
+
+
+class _Recorder(TorchFunctionMode):
+    """Keeps the convolutions that are called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[ConvCall] = []
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Look at a call, and make it."""
+        call = read_call(func, args, kwargs or {})
+        if call is not None:
+            self.calls.append(call)
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def _evaluated(module: nn.Module) -> Iterator[None]:
+    """Have a module in evaluation mode, without gradients, and draw nothing from the generator."""
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
+
+
+def _image(size: tuple[int, ...], more: int, generator: torch.Generator, like: Tensor) -> Tensor:
+    """A random image of one sample, larger by some pixels."""
+    *_, channels, height, width = size
+    rows = height + more if height > 1 else height
+    shape = (1, channels, rows, width + more)
+    return torch.randn(shape, generator=generator).to(like.device, like.dtype)
+
+
+def _call(module: nn.Module, form: Form, image: Tensor) -> Effective:
+    """Run a module on an image, and read what it computed."""
+    x = image.squeeze(-2) if form.dims == 1 else image
+    with _Recorder() as recorder:
+        output = module(x)
+    if len(recorder.calls) != 1:
+        raise NotPlainError(f"its forward calls {len(recorder.calls)} convolutions")
+    call = recorder.calls[0]
+    if call.geometry is None or call.form != form:
+        raise NotPlainError(call.obstacle or "its forward calls another kind of convolution")
+    geometry = _padded(image, form.input(call.input), call.geometry)
+    weight = call.weight.detach().clone()
+    bias = None if call.bias is None else call.bias.detach().clone()
+    same = isinstance(output, Tensor) and output.shape[:1] == x.shape[:1]
+    if not same or not close(output, form.convolve(x, weight, bias, geometry)):
+        raise NotPlainError("it computes more than its convolution")
+    return Effective(weight, bias, form, geometry)
+
+
+def _padded(image: Tensor, padded: Tensor, geometry: ConvGeometry) -> ConvGeometry:
+    """Add to a geometry what was padded before the convolution was called."""
+    if padded.shape == image.shape and torch.equal(padded, image):
+        return geometry
+    rows, cols = (padded.shape[i] - image.shape[i] for i in (-2, -1))
+    own = geometry.padding
+    for mode in MODES if min(rows, cols) >= 0 else ():
+        if mode != "zeros" and any(own):
+            break
+        for top in range(rows + 1):
+            for left in range(cols + 1):
+                pads = (left, cols - left, top, rows - top)
+                if _is_padded(image, padded, pads, mode):
+                    sums = [a + b for a, b in zip(own, pads, strict=True)]
+                    return replace(
+                        geometry, padding=(sums[0], sums[1], sums[2], sums[3]), padding_mode=mode
+                    )
+    raise NotPlainError("it changes the input before it convolves")
+
+
+def _is_padded(
+    image: Tensor, padded: Tensor, pads: tuple[int, int, int, int], mode: PaddingMode
+) -> bool:
+    """Whether an image with a padding is another image."""
+    left, _, top, _ = pads
+    height, width = image.shape[-2:]
+    if not torch.equal(padded[..., top : top + height, left : left + width], image):
+        return False
+    try:
+        whole = F.pad(image, pads, mode="constant" if mode == "zeros" else mode)
+    except RuntimeError:  # more than the mode can fill
+        return False
+    return torch.equal(whole, padded)
