@@ -72,7 +72,7 @@ def varied(planned) -> Plan:
         *planned.entries,
         Entry(subject, miss),
         Entry(transform, speed),
-        Entry(transform, Swapped(clocked, math.inf)),
+        Entry(transform, Swapped(clocked, math.inf, "cpp")),
     )
     return replace(planned, entries=entries, calibration=WhiteNoise(), whole=None)
 
@@ -167,7 +167,7 @@ def test_tensors_that_share_memory_are_saved(planned, tmp_path):
         lambda text: "",
         lambda text: "[]",
         lambda text: "3",
-        lambda text: text.replace('"format": 3', '"format": 99'),
+        lambda text: text.replace('"format": 4', '"format": 99'),
         lambda text: text.replace('"decision": "replaced"', '"decision": "perhaps"'),
         lambda text: text.replace('"entries"', '"items"'),
         lambda text: text.replace('"kernel_size"', '"ksize"'),
@@ -281,6 +281,7 @@ NO_COST = {"before": None, "after": None, "macs_before": None, "macs_after": Non
 SWAPPED = {
     "cost": {**NO_COST, "macs_before": 2, "macs_after": 1},
     "error": 0.0,
+    "backend": "torch",
     "decision": "swapped",
 }
 
@@ -452,7 +453,7 @@ def test_a_module_that_is_missing_is_a_mismatch(planned, tmp_path):
         "1" * 10**6,
         "[" + "[]," * 10**6 + "[]]",
         "[" + "1," * 2 * 10**6 + "1]",
-        '{"format": 3, "sha256": NaN}',
+        '{"format": 4, "sha256": NaN}',
         "\ufeff{}",
     ],
     ids=lambda text: f"{text[:3]}, {len(text)}",

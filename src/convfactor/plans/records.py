@@ -22,7 +22,7 @@ from convfactor.plans.circumstances import Calibration
 from convfactor.plans.decisions import Decision, Decisions
 from convfactor.plans.validation import check_plan, check_weights, is_sha256
 
-FORMAT = 3
+FORMAT = 4
 LARGEST = 4 << 20  # characters; a layer takes two thousand
 MOST_VALUES = 1 << 18  # a layer takes a hundred; reading this many takes half a second
 SEAL = "sha256"
