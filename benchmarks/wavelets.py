@@ -34,6 +34,8 @@ SHAPES = ((1, 1, 512, 512), (1, 3, 512, 512), (8, 64, 64, 64), (1, 64, 128, 128)
           (4, 3, 224, 224))  # fmt: skip
 BIORTS = ("antonini", "legall", "near_sym_a", "near_sym_b")
 QSHIFTS = ("qshift_06", "qshift_a", "qshift_b", "qshift_c", "qshift_d", "qshift_32")
+SCATTERED = ((1, 3, 512, 512), (8, 16, 64, 64), (4, 64, 32, 32))
+LAYERS = ("ScatLayer", "ScatLayerj2")
 DIRECTIONS = ("inverse", "forward")
 COPIED = 1 << 24  # numbers
 
@@ -48,6 +50,7 @@ def main() -> None:
     parser.add_argument("--levels", type=int, nargs="+", default=[1, 2, 3, 4])
     parser.add_argument("--biort", default="near_sym_a")
     parser.add_argument("--qshift", default="qshift_a")
+    parser.add_argument("--scattering", action="store_true", help="the scattering layers instead")
     parser.add_argument("--compiled", action="store_true", help="torch.compile as well")
     parser.add_argument("--tuned", action="store_true", help="tune torch's form for every shape")
     parser.add_argument("--quick", action="store_true", help="the first shape alone")
@@ -78,9 +81,13 @@ def time_everything(options: argparse.Namespace) -> None:
         f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}, float32, "
         f"{options.biort}, {options.qshift}; a copy reads and writes {bandwidth / 1e9:.1f} GB/s"
     )
-    for direction, gradients in itertools.product(options.directions, options.gradients):
+    names = ["scattering"] if options.scattering else options.directions
+    for direction, gradients in itertools.product(names, options.gradients):
         backward = gradients == "with"
-        table = _table(options, direction, backward, device, bandwidth)
+        if options.scattering:
+            table = _scattering(options, backward, device)
+        else:
+            table = _table(options, direction, backward, device, bandwidth)
         text = "\n".join([head, "", *table, ""])
         print(text, flush=True)
         if options.write:
@@ -127,6 +134,38 @@ def _table(
         f"|---|---:|{'---:|' * (len(ratios) + 1)}",
         *lines,
         f"| geometric mean | | {' | '.join(means)} | |",
+    ]
+
+
+def _scattering(options: argparse.Namespace, gradients: bool, device: torch.device) -> list[str]:
+    """The rows of the scattering layers, and the means over them."""
+    lines: list[str] = []
+    ratios: dict[str, list[float]] = {}
+    shapes = SCATTERED[: 1 if options.quick else None]
+    for layer, shape in itertools.product(LAYERS, shapes):
+        original = getattr(pytorch_wavelets, layer)().to(device)
+        kind = getattr(wavelets, layer)
+        sides = {"original": original, "ours by torch": kind.from_module(original, "torch")}
+        if device.type == "cpu":
+            sides["our kernels"] = kind.from_module(original, "cpp")
+        call = _with_gradients if gradients else _without_gradients
+        inputs = torch.randn(shape, device=device)
+        calls = [call(module, inputs) for module in sides.values()]
+        timings = compare(calls, device, options.seconds)
+        first = timings[0].median
+        for side, timing in zip(sides, timings, strict=True):
+            ratios.setdefault(side, []).append(first / timing.median)
+        cells = [layer, "x".join(map(str, shape))]
+        cells += [_cell(timing, first, math.prod(shape)) for timing in timings]
+        lines.append(f"| {' | '.join(cells)} |")
+    title = "forward and backward" if gradients else "forward"
+    header = [title, "images", *(f"{side}, ns per pixel" for side in ratios)]
+    means = [f"{statistics.geometric_mean(r):.2f}x (least {min(r):.2f}x)" for r in ratios.values()]
+    return [
+        f"| {' | '.join(header)} |",
+        f"|---|---|{'---:|' * len(ratios)}",
+        *lines,
+        f"| geometric mean | | {' | '.join(means)} |",
     ]
 
 

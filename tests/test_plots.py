@@ -373,7 +373,7 @@ def test_the_reason_that_decided_is_shown(counted):
 
 def test_a_swapped_transform_shows_its_error_and_no_stages(counted):
     cost = Cost(Timing(4e-3, 3e-3, 5e-3), Timing(2e-3, 1e-3, 3e-3))
-    entry = replace(counted.entries[1], decision=Swapped(cost, 0.0125))
+    entry = replace(counted.entries[1], decision=Swapped(cost, 0.0125, "torch"))
     settings = replace(counted.settings, objective="latency")
     figure = drawn(plots.plot_plan(replace(counted, entries=(entry,), settings=settings)))
     assert "error 1.25%" in texts(figure)

@@ -122,7 +122,8 @@ def test_kernels_are_what_the_planner_times_and_swaps_in_after_build(image, monk
         return twice_as_fast(calls, device, seconds, rounds)
 
     job = Job.read(Shrink(), image, None, Settings(), None, None, clock)
-    fast, _ = job.optimize(False, None)
+    fast, plan = job.optimize(False, None)
+    assert [entry.decision.backend for entry in plan.entries] == ["cpp", "cpp"]
     assert ran[:4] == [False, True, False, True]
     with torch.profiler.profile() as profile:
         fast(image)

@@ -459,9 +459,9 @@ def test_nothing_replaced(plan):
 def test_a_transform_has_no_kernel_to_draw(plan):
     subject = replace(plan.entries[3].subject, kind="transform", kernel_size=())
     cost = Cost(Timing(0.02, 0.01, 0.03), Timing(0.01, 0.01, 0.01))
-    page = Page(replace(plan, entries=(Entry(subject, Swapped(cost, 0.01)),)).to_html())
+    page = Page(replace(plan, entries=(Entry(subject, Swapped(cost, 0.01, "torch")),)).to_html())
     assert "1 of 1 wavelet transform replaced" in page.text
-    assert "Why 2.00x faster, by convfactor.wavelets" in page.text
+    assert "Why 2.00x faster, by convfactor.wavelets with torch's operations" in page.text
     assert not re.search(r"Worst-case (value|energy) \d", page.text)
     assert "20 ms [10..30] → 10 ms [10..10]" in page.text
     assert "There is no kernel to draw" in page.text

@@ -72,7 +72,7 @@ def varied(planned) -> Plan:
         *planned.entries,
         Entry(subject, miss),
         Entry(transform, speed),
-        Entry(transform, Swapped(clocked, math.inf)),
+        Entry(transform, Swapped(clocked, math.inf, "cpp")),
     )
     return replace(planned, entries=entries, calibration=WhiteNoise(), whole=None)
 
@@ -281,6 +281,7 @@ NO_COST = {"before": None, "after": None, "macs_before": None, "macs_after": Non
 SWAPPED = {
     "cost": {**NO_COST, "macs_before": 2, "macs_after": 1},
     "error": 0.0,
+    "backend": "torch",
     "decision": "swapped",
 }
 

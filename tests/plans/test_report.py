@@ -120,10 +120,10 @@ def test_the_reason_of_what_is_replaced_is_what_is_gained(plan, cost, reason):
 def test_a_swapped_transform_is_replaced_without_stages(plan):
     subject = replace(plan.entries[2].subject, kind="transform", kernel_size=(), weight_name="")
     time = Timing(0.0123, 0.01, 0.02)
-    entry = Entry(subject, Swapped(Cost(time, replace(time, median=0.0041)), 0.02))
+    entry = Entry(subject, Swapped(Cost(time, replace(time, median=0.0041)), 0.02, "cpp"))
     shown = replace(plan, entries=(entry,))
     assert line(shown, "2").startswith("2 transform replaced 2.00% 12.3 4.1 3.00x faster, by")
-    assert entry.reason == "3.00x faster, by convfactor.wavelets"
+    assert entry.reason == "3.00x faster, by convfactor.wavelets with compiled kernels"
     assert str(shown).splitlines()[-1] == "1 of 1 wavelet transform replaced"
     (row,) = csv.DictReader(io.StringIO(shown.to_csv()))
     assert (row["kind"], row["decision"], row["stages"]) == ("transform", "replaced", "")

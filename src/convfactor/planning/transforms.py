@@ -12,7 +12,7 @@ from convfactor.model import transforms
 from convfactor.model.agreement import output_errors
 from convfactor.model.reasons import Reason
 from convfactor.model.sites import TransformSite
-from convfactor.plans.decisions import Cost, Decision, Kept, Swapped, Tried
+from convfactor.plans.decisions import Backend, Cost, Decision, Kept, Swapped, Tried
 from convfactor.plans.settings import Settings
 
 SECONDS = 1.0
@@ -41,7 +41,7 @@ def decide(site: TransformSite, settings: Settings, device: torch.device, clock:
         return Kept(Reason("tolerance", "tolerance", text), tried)
     if cost.relative > 1 / settings.min_speedup:
         return Kept(Reason("speed", f"{cost}", f"convfactor's own is {cost}"), tried)
-    return Swapped(cost, error)
+    return Swapped(cost, error, backend(site, fast))
 
 
 def measure(
@@ -60,3 +60,13 @@ def measure(
 
     before, after = clock([run(site.module), run(fast)], device, SECONDS, FEWEST_ROUNDS)
     return error, Cost(before, after)
+
+
+def backend(site: TransformSite, fast: nn.Module) -> Backend:
+    """Tell what computes the equal of a transform, by running it on the recorded calls."""
+    from convfactor.wavelets import kernels  # only models that use wavelets load it
+
+    before = kernels.levels_taken()
+    for call in site.calls:
+        call.run(fast)
+    return "cpp" if kernels.levels_taken() > before else "torch"

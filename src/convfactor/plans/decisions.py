@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -128,6 +128,9 @@ class Replaced:
         return Tried(self.structure, self.cost, self.error, self.errors)
 
 
+Backend: TypeAlias = Literal["torch", "cpp"]
+
+
 @dataclass(frozen=True)
 class Swapped:
     """The faster equal of a transform takes its place.
@@ -135,6 +138,8 @@ class Swapped:
     Attributes:
         cost: What it costs.
         error: Relative error of the outputs.
+        backend: What computed it when it was timed, as in `convfactor.wavelets`: torch's operations
+            alone, or compiled kernels.
     """
 
     label: ClassVar[str] = "replaced"
@@ -143,11 +148,13 @@ class Swapped:
 
     cost: Cost
     error: float
+    backend: Backend
 
     @property
     def why(self) -> str:
-        """What is gained."""
-        return f"{self.cost}, by convfactor.wavelets"
+        """What is gained, and by what."""
+        means = "compiled kernels" if self.backend == "cpp" else "torch's operations"
+        return f"{self.cost}, by convfactor.wavelets with {means}"
 
     @property
     def tried(self) -> Tried:

@@ -30,6 +30,7 @@ INSTRUCTIONS = {"AVX512": ("-march=x86-64-v4",), "AVX2": ("-march=x86-64-v3",)}
 # torch 2.5 and 2.6 don't tell exports from compilations: there all graphs get torch's operations.
 _exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
 _chosen = False
+_levels_taken = 0
 
 
 def check(backend: Any) -> None:
@@ -108,6 +109,7 @@ def _digest(flags: tuple[str, ...]) -> str:
 
 def take(bank: Bank, *given: Tensor | None) -> bool:
     """Whether the kernels compute a level of these tensors."""
+    global _levels_taken
     if not bank.fixed or not (bank.backend == "cpp" or (bank.backend == "auto" and _chosen)):
         return False
     if torch.compiler.is_compiling():
@@ -120,7 +122,14 @@ def take(bank: Bank, *given: Tensor | None) -> bool:
         odd = one is not None and one.ndim == 3 and (one.shape[1] % 2 or one.shape[2] % 2)
         if odd or (one is not None and one.device.type != "cpu"):
             return False
+    if not torch.compiler.is_compiling():
+        _levels_taken += 1
     return True
+
+
+def levels_taken() -> int:
+    """How many levels the kernels have taken in this process, those of compiled graphs apart."""
+    return _levels_taken
 
 
 def merge(low: Tensor | None, bands: Tensor | None, bank: Bank) -> Tensor:

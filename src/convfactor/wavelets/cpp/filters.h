@@ -1,10 +1,11 @@
-// Polyphase filters with their borders, and sums of weighted rows: all arithmetic of the transform.
+// Sums of weighted rows, and polyphase filters with their borders: all arithmetic of the transform.
 
 #pragma once
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <new>
 #include <utility>
 #include <vector>
 
@@ -23,6 +24,24 @@ struct Lanes {
 // Room behind every row: sums are read and written in whole vectors.
 template <typename A>
 constexpr int64_t slack = Lanes<A>::count;
+
+// Numbers that begin where vectors do: others lie in two lines of the cache each.
+template <typename A>
+struct Aligned {
+  using value_type = A;
+  Aligned() = default;
+  template <typename B>
+  Aligned(const Aligned<B>&) {}
+  A* allocate(size_t count) {
+    return static_cast<A*>(::operator new(count * sizeof(A), std::align_val_t(VECTOR_BYTES)));
+  }
+  void deallocate(A* data, size_t) { ::operator delete(data, std::align_val_t(VECTOR_BYTES)); }
+  friend bool operator==(const Aligned&, const Aligned&) { return true; }
+  friend bool operator!=(const Aligned&, const Aligned&) { return false; }
+};
+
+template <typename A>
+using Numbers = std::vector<A, Aligned<A>>;
 
 template <typename A>
 struct Term {
@@ -76,6 +95,12 @@ struct Taps {
     return std::max<int64_t>({-*ends.first, *ends.second + spacing * (length - 1) - cols + 1, 0});
   }
 
+  // Where a sample beyond the ends of `size` is mirrored from.
+  static int64_t mirrored(int64_t sample, int64_t size) {
+    sample = (sample % (2 * size) + 2 * size) % (2 * size);
+    return sample < size ? sample : 2 * size - 1 - sample;
+  }
+
   // The matrix for `size` samples, or its transpose, row after row.
   std::vector<double> matrix(int64_t size, bool transposed) const {
     const int64_t rows = size / cols * phases();
@@ -85,8 +110,7 @@ struct Taps {
         const int64_t phase = row % phases();
         int64_t sample = starts[phase] + row / phases() * cols + spacing * k;
         if (symmetric) {
-          sample = ((sample % (2 * size)) + 2 * size) % (2 * size);
-          if (sample >= size) sample = 2 * size - 1 - sample;
+          sample = mirrored(sample, size);
         } else if (sample < 0 || sample >= size) {
           continue;
         }
@@ -97,18 +121,22 @@ struct Taps {
   }
 };
 
+template <typename A>
 struct Tap {
   int64_t offset;
-  double weight;
+  A weight;
 };
 
 // A filter for signals of one size: the rows of its matrix at both ends, and one period of those
 // between, in which everything repeats.
+template <typename A>
 struct Filter {
-  int64_t rows, cols, inputs, outputs, periods, head;
-  std::vector<std::vector<Tap>> first, inside, last;
+  using Row = std::vector<Tap<A>>;
 
-  Filter() = default;
+  int64_t rows, cols, inputs, outputs, periods;
+  int64_t margin;  // periods that one reads on either side of its own, at most
+  int64_t head;    // periods at either end that have rows of their own
+  std::vector<Row> first, inside, last;
 
   // `reach` is at least that of the taps: filters that are added need the same.
   Filter(const Taps& taps, int64_t reach, double scale, int64_t size, bool transposed) {
@@ -121,26 +149,25 @@ struct Filter {
     inputs = size;
     periods = size / cols;
     outputs = periods * rows;
-    head = std::max<int64_t>(1, (reach + cols - 1) / cols);
-    const bool whole = periods < 2 * head + 1;
-    const int64_t cut = whole ? periods : 2 * head + 1;
-    if (whole) head = periods;
-    const std::vector<double> matrix = taps.matrix(cut * taps.cols, transposed);
-    const int64_t width = cut * cols;
-    auto row = [&](int64_t index, int64_t shift) {
-      std::vector<Tap> found;
-      for (int64_t c = 0; c < width; ++c) {
-        const double weight = matrix[index * width + c];
-        if (weight != 0) found.push_back({c + shift, weight * scale});
+    margin = std::max<int64_t>(1, (reach + cols - 1) / cols);
+    const int64_t least = 2 * margin + 1;
+    const bool whole = periods < least;
+    head = whole ? periods : margin;
+    auto part = [&](int64_t cut, int64_t begin, int64_t count, int64_t shift) {
+      const std::vector<double> matrix = taps.matrix(cut * taps.cols, transposed);
+      const int64_t width = cut * cols;
+      std::vector<Row> made(count * rows);
+      for (int64_t r = 0; r < count * rows; ++r) {
+        for (int64_t c = 0; c < width; ++c) {
+          const double weight = matrix[(begin * rows + r) * width + c];
+          if (weight != 0) made[r].push_back({c + shift, static_cast<A>(weight * scale)});
+        }
       }
-      return found;
+      return made;
     };
-    for (int64_t r = 0; r < head * rows; ++r) first.push_back(row(r, 0));
-    if (whole) return;
-    for (int64_t r = 0; r < rows; ++r) inside.push_back(row(head * rows + r, -head * cols));
-    for (int64_t r = 0; r < head * rows; ++r) {
-      last.push_back(row((head + 1) * rows + r, size - width));
-    }
+    first = part(whole ? periods : least, 0, head, 0);
+    inside = part(least, margin, 1, -margin * cols);
+    if (!whole) last = part(least, margin + 1, margin, size - least * cols);
   }
 
   // Calls use(sample, weight) for everything that an output is the sum of.
@@ -148,11 +175,12 @@ struct Filter {
   void visit(int64_t output, Use use) const {
     const int64_t period = output >> __builtin_ctzll(rows);  // of 1, 2 or 4 rows
     if (period < head) {
-      for (const Tap& tap : first[output]) use(tap.offset, tap.weight);
+      for (const Tap<A>& tap : first[output]) use(tap.offset, tap.weight);
     } else if (period >= periods - head) {
-      for (const Tap& tap : last[output - (periods - head) * rows]) use(tap.offset, tap.weight);
+      for (const Tap<A>& tap : last[output - (periods - head) * rows]) use(tap.offset, tap.weight);
     } else {
-      for (const Tap& tap : inside[output & (rows - 1)]) use(period * cols + tap.offset, tap.weight);
+      const int64_t from = period * cols;
+      for (const Tap<A>& tap : inside[output & (rows - 1)]) use(from + tap.offset, tap.weight);
     }
   }
 
@@ -160,99 +188,13 @@ struct Filter {
   std::pair<int64_t, int64_t> span(int64_t begin, int64_t end) const {
     int64_t low = inputs, high = 0;
     for (int64_t output = begin; output < end; ++output) {
-      visit(output, [&](int64_t sample, double) {
+      visit(output, [&](int64_t sample, A) {
         low = std::min(low, sample);
         high = std::max(high, sample + 1);
       });
     }
     return {low, high};
   }
-};
-
-// A row in streams: sample `count * i + s` is element i of stream s, `stride` after stream s - 1.
-// What is written behind a stream is the next one's, which is written later.
-struct Streams {
-  int64_t count, stride;
-
-  int64_t size() const { return count * stride; }
-  // Divisions would take longer than the sums: there are 1, 2 or 4 streams.
-  int64_t at(int64_t sample) const {
-    return (sample & (count - 1)) * stride + (sample >> __builtin_ctzll(count));
-  }
-};
-
-// A filter along rows that are kept in streams.
-template <typename A>
-class RowFilter {
- public:
-  RowFilter(const Filter& filter, Streams from) : filter_(filter), from_(from) {
-    for (const std::vector<Tap>& phase : filter.inside) {
-      inside_.emplace_back();
-      for (const Tap& tap : phase) {
-        const int64_t at = from_.at(filter.head * filter.cols + tap.offset);
-        inside_.back().push_back({at, static_cast<A>(tap.weight)});
-      }
-    }
-    collect(filter.first, begin_);
-    collect(filter.last, end_);
-  }
-
-  const Filter& filter() const { return filter_; }
-
-  // What output phase `phase` is the sum of, from the first period that is not at the border.
-  void inside(const A* row, int64_t phase, std::vector<Term<A>>& terms) const {
-    for (const auto& [at, weight] : inside_[phase]) terms.push_back({row + at, weight});
-  }
-
-  // Adds the outputs at both ends, in their natural order, to `first` and `last`.
-  void border(const A* row, A* first, A* last) const {
-    add(begin_, row, first);
-    add(end_, row, last);
-  }
-
-  int64_t padded() const { return padded_; }
-
- private:
-  struct Column {
-    int64_t at;
-    std::vector<A> weights;  // one for each output, in whole vectors
-  };
-
-  void collect(const std::vector<std::vector<Tap>>& rows, std::vector<Column>& columns) {
-    constexpr int64_t step = Lanes<A>::count;
-    padded_ = std::max<int64_t>(padded_, (rows.size() + step - 1) / step * step);
-    for (size_t r = 0; r < rows.size(); ++r) {
-      for (const Tap& tap : rows[r]) {
-        const int64_t at = from_.at(tap.offset);
-        auto found = std::find_if(
-            columns.begin(), columns.end(), [&](const Column& one) { return one.at == at; });
-        if (found == columns.end()) {
-          columns.push_back({at, std::vector<A>(padded_)});
-          found = columns.end() - 1;
-        }
-        found->weights[r] = static_cast<A>(tap.weight);
-      }
-    }
-  }
-
-  static void add(const std::vector<Column>& columns, const A* row, A* out) {
-    using V = typename Lanes<A>::type;
-    if (columns.empty()) return;
-    const int64_t count = columns.front().weights.size();
-    for (int64_t i = 0; i < count; i += Lanes<A>::count) {
-      V sum = *reinterpret_cast<V*>(out + i);
-      for (const Column& column : columns) {
-        sum += row[column.at] * *reinterpret_cast<const V*>(column.weights.data() + i);
-      }
-      *reinterpret_cast<V*>(out + i) = sum;
-    }
-  }
-
-  Filter filter_;
-  Streams from_;
-  std::vector<std::vector<std::pair<int64_t, A>>> inside_;
-  std::vector<Column> begin_, end_;
-  int64_t padded_ = 0;
 };
 
 }  // namespace convfactor

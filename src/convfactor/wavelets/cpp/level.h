@@ -1,12 +1,10 @@
-// What both directions of a level share: its filters, rows of any dtype, and a window of rows.
+// What both directions of a level share: its filters, and a window of rows.
 
 #pragma once
 
 #include <ATen/Parallel.h>
-#include <ATen/core/Tensor.h>
-#include <ATen/Dispatch.h>
 
-#include "filters.h"
+#include "rows.h"
 
 namespace convfactor {
 
@@ -38,102 +36,51 @@ struct Bank {
   int64_t rows() const { return transposed ? taps[0].cols : taps[0].phases(); }
   int64_t cols() const { return transposed ? taps[0].phases() : taps[0].cols; }
 
-  Filter filter(Role role, int64_t size) const {
+  template <typename A>
+  Filter<A> filter(Role role, int64_t size) const {
     const bool half = role == HALF || role == HALF_BAND;
     const size_t named = role == HALF ? HIGH : role == HALF_BAND ? BAND : role;
     const Taps& found = taps[std::min(named, taps.size() - 1)];  // high serves as band
-    return Filter(found, reach, half ? std::sqrt(0.5) : 1.0, size, transposed);
+    return Filter<A>(found, reach, half ? std::sqrt(0.5) : 1.0, size, transposed);
   }
 };
 
-template <typename A>
-Streams streams(int64_t count, int64_t size) {
-  const int64_t whole = (size / count + Lanes<A>::count - 1) / Lanes<A>::count;
-  return {count, whole * Lanes<A>::count};
-}
-
-// The filters of a level for images of one size, by role.
+// The filters of a level for images of one size, `side_by_side` at a time, by role.
 template <typename A>
 struct Filters {
-  Streams from, to;  // rows before and after the filters along them
-  std::vector<Filter> columns;
-  std::vector<RowFilter<A>> rows;
+  std::vector<Filter<A>> columns, rows;
+  Layout from, to;  // rows before and after the filters along them
+  Mirror before, after;  // a filter's extension, or that of its adjoint
 
-  Filters(const Bank& bank, int64_t height, int64_t width)
-      : from(streams<A>(bank.cols(), width)),
-        to(streams<A>(bank.rows(), width / bank.cols() * bank.rows())) {
+  Filters(const Bank& bank, int64_t height, int64_t width, int64_t side_by_side) {
     for (int64_t role = 0; role < ROLES; ++role) {
-      columns.push_back(bank.filter(Role(role), height));
-      rows.emplace_back(bank.filter(Role(role), width), from);
+      columns.push_back(bank.filter<A>(Role(role), height));
+      rows.push_back(bank.filter<A>(Role(role), width));
+    }
+    const Filter<A>& any = rows.front();
+    from = Layout::of<A>(any.cols, side_by_side, any.periods, any.margin);
+    to = Layout::of<A>(any.rows, side_by_side, any.periods, any.margin);
+    if (bank.taps[0].symmetric) {
+      if (bank.transposed) {
+        after = Mirror(to);
+      } else {
+        before = Mirror(from);
+      }
     }
   }
 };
-
-// `count` numbers of a tensor as A: in place where they are, else converted into `room`.
-template <typename A>
-const A* fetch(const at::Tensor& from, int64_t offset, int64_t count, A* room) {
-  const A* found = nullptr;
-  AT_DISPATCH_FLOATING_TYPES_AND2(
-      at::kHalf, at::kBFloat16, from.scalar_type(), "fetch", [&] {
-        const scalar_t* data = from.const_data_ptr<scalar_t>() + offset;
-        if constexpr (std::is_same_v<scalar_t, A>) {
-          found = data;
-        } else {
-          for (int64_t i = 0; i < count; ++i) room[i] = static_cast<A>(data[i]);
-          found = room;
-        }
-      });
-  return found;
-}
-
-// Writes `count` numbers into a tensor.
-template <typename A>
-void emit(const A* from, int64_t count, const at::Tensor& to, int64_t offset) {
-  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, to.scalar_type(), "emit", [&] {
-    scalar_t* data = to.mutable_data_ptr<scalar_t>() + offset;
-    for (int64_t i = 0; i < count; ++i) data[i] = static_cast<scalar_t>(from[i]);
-  });
-}
-
-// Takes a row apart into streams, or puts it together.
-template <int64_t N, typename A>
-void deal(const A* row, int64_t count, A* streams, int64_t stride) {
-  for (int64_t i = 0; i < count; ++i) {
-    for (int64_t s = 0; s < N; ++s) streams[s * stride + i] = row[N * i + s];
-  }
-}
-
-template <int64_t N, typename A>
-void gather(const A* streams, int64_t stride, int64_t count, A* row) {
-  for (int64_t i = 0; i < count; ++i) {
-    for (int64_t s = 0; s < N; ++s) row[N * i + s] = streams[s * stride + i];
-  }
-}
-
-template <typename A>
-void deal(const A* row, int64_t count, A* to, Streams layout) {
-  if (layout.count == 1) return std::copy(row, row + count, to), void();
-  if (layout.count == 2) return deal<2>(row, count / 2, to, layout.stride);
-  deal<4>(row, count / 4, to, layout.stride);
-}
-
-template <typename A>
-void gather(const A* from, Streams layout, int64_t count, A* row) {
-  if (layout.count == 1) return std::copy(from, from + count, row), void();
-  if (layout.count == 2) return gather<2>(from, layout.stride, count / 2, row);
-  gather<4>(from, layout.stride, count / 4, row);
-}
 
 // Which rows the filters along columns read for each unit of output rows.
 struct Schedule {
   int64_t unit, capacity = 0;
   std::vector<std::pair<int64_t, int64_t>> spans;
 
-  Schedule(const std::vector<Filter>& filters, int64_t unit) : unit(unit) {
+  template <typename A>
+  Schedule(const std::vector<Filter<A>>& filters, int64_t unit) : unit(unit) {
     const int64_t outputs = filters.front().outputs;
     for (int64_t row = 0; row < outputs; row += unit) {
       std::pair<int64_t, int64_t> joined{filters.front().inputs, 0};
-      for (const Filter& filter : filters) {
+      for (const Filter<A>& filter : filters) {
         const auto span = filter.span(row, row + unit);
         joined = {std::min(joined.first, span.first), std::max(joined.second, span.second)};
       }
@@ -157,80 +104,89 @@ struct Schedule {
   int64_t units() const { return static_cast<int64_t>(spans.size()); }
 };
 
-// The last rows of several images, each in a ring.
+// The last rows of several sources, each in a ring.
 template <typename A>
 class Window {
  public:
-  Window(int64_t images, int64_t capacity, int64_t stride)
-      : capacity_(capacity), stride_(stride + slack<A>), room_(images * capacity * stride_) {}
+  Window(int64_t sources, int64_t capacity, int64_t stride)
+      : capacity_(capacity), stride_(stride + slack<A>), room_(sources * capacity * stride_) {}
 
-  A* row(int64_t image, int64_t index) {
-    return room_.data() + (image * capacity_ + (index & (capacity_ - 1))) * stride_;
+  A* row(int64_t source, int64_t index) {
+    return room_.data() + (source * capacity_ + (index & (capacity_ - 1))) * stride_;
   }
 
-  // Adds to `terms` what a filter along columns reads of an image for an output row.
-  void terms(const Filter& filter, int64_t image, int64_t output,
+  // Adds to `terms` what a filter along columns reads of a source for an output row.
+  void terms(const Filter<A>& filter, int64_t source, int64_t output,
              std::vector<Term<A>>& terms) {
-    filter.visit(output, [&](int64_t sample, double weight) {
-      terms.push_back({row(image, sample), static_cast<A>(weight)});
+    filter.visit(output, [&](int64_t sample, A weight) {
+      terms.push_back({row(source, sample), weight});
     });
   }
 
  private:
   int64_t capacity_, stride_;
-  std::vector<A> room_;
+  Numbers<A> room_;
 };
 
-// A row in streams and the filter that it goes through.
-template <typename A>
-struct Part {
-  const RowFilter<A>* filter;
-  const A* row;
-};
-
-// The sum of filtered rows, in streams.
+// The sum of rows, each through a filter along it.
 template <typename A>
 class Along {
  public:
-  void operator()(const std::vector<Part<A>>& parts, A* out, Streams to) {
-    const Filter& shape = parts.front().filter->filter();
-    const int64_t edge = shape.head * shape.rows, padded = parts.front().filter->padded();
-    for (int64_t phase = 0; phase < static_cast<int64_t>(shape.inside.size()); ++phase) {
-      terms_.clear();
-      for (const Part<A>& part : parts) part.filter->inside(part.row, phase, terms_);
-      combine(terms_, shape.periods - 2 * shape.head, out + phase * to.stride + shape.head);
+  explicit Along(const Filters<A>& filters) : filters_(filters), terms_(filters.to.count) {}
+
+  // From now on adds a row that is kept there.
+  void add(Role role, const A* row) {
+    const Layout& from = filters_.from;
+    for (int64_t phase = 0; phase < filters_.to.count; ++phase) {
+      for (const Tap<A>& tap : filters_.rows[role].inside[phase]) {
+        terms_[phase].push_back({row + from.margin + from.at(tap.offset), tap.weight});
+      }
     }
-    ends_.assign(2 * padded, 0);
-    A *first = ends_.data(), *last = first + padded;
-    for (const Part<A>& part : parts) part.filter->border(part.row, first, last);
-    for (int64_t i = 0; i < edge; ++i) out[to.at(i)] = first[i];
-    if (shape.inside.empty()) return;
-    for (int64_t i = 0; i < edge; ++i) out[to.at(shape.outputs - edge + i)] = last[i];
+  }
+
+  void operator()(A* out) const {
+    const Layout& to = filters_.to;
+    for (int64_t phase = 0; phase < to.count; ++phase) {
+      combine(terms_[phase], to.images * to.pitch(), out + phase * to.stride + to.margin);
+    }
+    filters_.after.fold(out);
   }
 
  private:
-  std::vector<Term<A>> terms_;
-  std::vector<A> ends_;
+  const Filters<A>& filters_;
+  std::vector<std::vector<Term<A>>> terms_;
 };
 
-// Images in strips of units of rows, enough of them for all threads. `make` makes one worker for
-// each thread.
+// Images in groups side by side, and in strips of units of rows, enough of them for all threads.
+// `make` makes one worker for each thread.
 template <typename Make>
-void in_strips(int64_t images, int64_t units, int64_t unit_pixels, const Make& make) {
+void in_strips(int64_t images, int64_t side_by_side, int64_t units, int64_t unit_pixels,
+               const Make& make) {
   constexpr int64_t tasks = 16, fewest_pixels = 1 << 14;
-  const int64_t wanted = (tasks + images - 1) / std::max<int64_t>(images, 1);
-  const int64_t most = std::max<int64_t>(1, units * unit_pixels / fewest_pixels);
+  const int64_t groups = (images + side_by_side - 1) / side_by_side;
+  const int64_t pixels = units * unit_pixels * side_by_side;
+  const int64_t wanted = (tasks + groups - 1) / std::max<int64_t>(groups, 1);
+  const int64_t most = std::max<int64_t>(1, pixels / fewest_pixels);
   const int64_t strips = std::min({wanted, most, units});
-  const int64_t pixels = std::max<int64_t>(1, units * unit_pixels / strips);
+  const int64_t grain = fewest_pixels * strips / std::max<int64_t>(1, pixels);
   at::parallel_for(
-      0, images * strips, std::max<int64_t>(1, fewest_pixels / pixels),
+      0, groups * strips, std::max<int64_t>(1, grain),
       [&](int64_t begin, int64_t end) {
         auto work = make();
         for (int64_t task = begin; task < end; ++task) {
-          const int64_t image = task / strips, strip = task % strips;
-          work.run(image, units * strip / strips, units * (strip + 1) / strips);
+          const int64_t first = task / strips * side_by_side, strip = task % strips;
+          work.run(first, std::min(side_by_side, images - first), units * strip / strips,
+                   units * (strip + 1) / strips);
         }
       });
+}
+
+// Images of a width that go side by side: few enough for their rows to stay in the cache.
+inline int64_t side_by_side(int64_t images, int64_t width) {
+  constexpr int64_t numbers = 256;
+  const int64_t most = std::max<int64_t>(1, numbers / std::max<int64_t>(1, width));
+  const int64_t groups = std::max<int64_t>(1, (images + most - 1) / most);
+  return std::max<int64_t>(1, (images + groups - 1) / groups);
 }
 
 }  // namespace convfactor

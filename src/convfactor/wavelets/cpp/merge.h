@@ -1,5 +1,5 @@
-// From a lowpass and six complex bands to the image, in strips of rows: pack a row of each,
-// filter along columns, then along rows.
+// From a lowpass and six complex bands to the image, in strips of rows of several images
+// side by side: pack a row of each, filter along columns, then along rows.
 
 #pragma once
 
@@ -14,13 +14,19 @@ class Merge {
   Merge(const at::Tensor& low, const at::Tensor& bands, const at::Tensor& image, bool diagonal,
         const Filters<A>& filters, const Schedule& schedule)
       : low_(low), bands_(bands), image_(image), diagonal_(diagonal), filters_(filters),
-        schedule_(schedule), width_(filters.rows[LOW].filter().inputs),
-        window_(SOURCES, schedule.capacity, filters.from.size()),
-        mixed_(3 * filters.from.size() + slack<A>), streams_(filters.to.size() + slack<A>),
-        row_(image.size(2)), loaded_(2 * width_) {}
+        schedule_(schedule), width_(filters.rows[LOW].inputs), height_(image.size(1)),
+        made_(image.size(2)), window_(SOURCES, schedule.capacity, filters.from.size()),
+        distance_(filters.from.size() + slack<A>), mixed_(3 * distance_),
+        streams_(filters.to.size() + slack<A>), room_(2 * std::max(width_, made_)),
+        along_(filters) {
+    along_.add(LOW, mixed_.data());
+    if (bands_.defined()) along_.add(HALF, mixed_.data() + distance_);
+    if (bands_.defined() && diagonal_) along_.add(HALF_BAND, mixed_.data() + 2 * distance_);
+  }
 
-  void run(int64_t image, int64_t begin, int64_t end) {
-    index_ = image;
+  void run(int64_t first, int64_t count, int64_t begin, int64_t end) {
+    first_ = first;
+    count_ = count;
     int64_t next = schedule_.spans[begin].first;
     for (int64_t unit = begin; unit < end; ++unit) {
       for (; next < schedule_.spans[unit].second; next += 2) load(next);
@@ -33,81 +39,90 @@ class Merge {
 
   // Rows `row` and `row + 1` of all sources.
   void load(int64_t row) {
-    A *room = loaded_.data(), *other = room + width_;
-    const Streams& layout = filters_.from;
+    A *room = room_.data(), *other = room + width_;
+    const Layout& layout = filters_.from;
     for (int64_t r = row; low_.defined() && r < row + 2; ++r) {
-      const int64_t at = index_ * low_.stride(0) + r * low_.stride(1);
-      deal(fetch(low_, at, width_, room), width_, window_.row(LL, r), layout);
+      A* to = window_.row(LL, r);
+      for (int64_t n = 0; n < count_; ++n) {
+        const int64_t at = (first_ + n) * low_.stride(0) + r * low_.stride(1);
+        deal(low_.read(at, width_, room), to + layout.part(n), layout);
+      }
     }
     for (int64_t k = 0; bands_.defined() && k < 3; ++k) {
-      const int64_t at = index_ * bands_.stride(0) + row / 2 * bands_.stride(2);
-      const A* first = fetch(bands_, at + k * bands_.stride(1), width_, room);
-      const A* second = fetch(bands_, at + (5 - k) * bands_.stride(1), width_, other);
       A *even = window_.row(LH + k, row), *odd = window_.row(LH + k, row + 1);
-      if (layout.count == 1) {
-        quads<2>(first, second, even, even + 1, odd, odd + 1);
-      } else {
-        quads<1>(first, second, even, even + layout.stride, odd, odd + layout.stride);
+      for (int64_t n = 0; n < count_; ++n) {
+        const int64_t at = (first_ + n) * bands_.stride(0) + row / 2 * bands_.stride(2);
+        const A* first = bands_.read(at + k * bands_.stride(1), width_, room);
+        const A* second = bands_.read(at + (5 - k) * bands_.stride(1), width_, other);
+        quads(first, second, even + layout.part(n), odd + layout.part(n));
       }
     }
   }
 
-  // Two rows of complex numbers as two rows of an image, whose columns are `Step` apart.
-  template <int64_t Step>
-  void quads(const A* __restrict first, const A* __restrict second, A* even, A* even_right, A* odd,
-             A* odd_right) const {
+  // Two rows of complex numbers as two rows of an image.
+  void quads(const A* __restrict first, const A* __restrict second, A* __restrict even,
+             A* __restrict odd) const {
+    if (filters_.from.count == 1) {
+      for (int64_t i = 0; i < width_; ++i) even[i] = first[i] + second[i];
+      for (int64_t i = 0; i < width_; i += 2) {
+        odd[i] = first[i + 1] - second[i + 1];
+        odd[i + 1] = second[i] - first[i];
+      }
+      return;
+    }
+    A* __restrict even_right = even + filters_.from.stride;
+    A* __restrict odd_right = odd + filters_.from.stride;
     for (int64_t j = 0; j < width_ / 2; ++j) {
       const A re = first[2 * j], im = first[2 * j + 1];
       const A re2 = second[2 * j], im2 = second[2 * j + 1];
-      even[Step * j] = re + re2;
-      even_right[Step * j] = im + im2;
-      odd[Step * j] = im - im2;
-      odd_right[Step * j] = re2 - re;
+      even[j] = re + re2;
+      even_right[j] = im + im2;
+      odd[j] = im - im2;
+      odd_right[j] = re2 - re;
     }
   }
 
   void write(int64_t row) {
-    parts_.clear();
-    mix(row, LOW, {{LOW, LL}, {HALF, LH}});
+    mix(row, 0, {{LOW, LL}, {HALF, LH}});
     if (bands_.defined() && diagonal_) {
-      mix(row, HALF, {{LOW, HL}});
-      mix(row, HALF_BAND, {{BAND, HH}});
+      mix(row, 1, {{LOW, HL}});
+      mix(row, 2, {{BAND, HH}});
     } else if (bands_.defined()) {
-      mix(row, HALF, {{LOW, HL}, {HIGH, HH}});
+      mix(row, 1, {{LOW, HL}, {HIGH, HH}});
     }
-    along_(parts_, streams_.data(), filters_.to);
-    const int64_t width = image_.size(2);
-    const A* out = streams_.data();
-    if (filters_.to.count > 1) {
-      gather(out, filters_.to, width, row_.data());
-      out = row_.data();
+    along_(streams_.data());
+    for (int64_t n = 0; n < count_; ++n) {
+      const int64_t at = ((first_ + n) * height_ + row) * made_;
+      image_.write(at, made_, room_.data(), [&](A* to) {
+        gather(streams_.data() + filters_.to.part(n), filters_.to, to);
+      });
     }
-    emit(out, width, image_, (index_ * image_.size(1) + row) * width);
   }
 
   // Adds what filters along columns make of their sources to what is to be filtered along rows.
-  void mix(int64_t row, Role role, std::initializer_list<std::pair<Role, Source>> sources) {
+  void mix(int64_t row, int64_t index, std::initializer_list<std::pair<Role, Source>> sources) {
     terms_.clear();
     for (const auto& [filter, source] : sources) {
       if (source == LL ? low_.defined() : bands_.defined()) {
         window_.terms(filters_.columns[filter], source, row, terms_);
       }
     }
-    A* to = mixed_.data() + parts_.size() * filters_.from.size();
+    A* to = mixed_.data() + index * distance_;
     combine(terms_, filters_.from.size(), to);
-    parts_.push_back({&filters_.rows[role], to});
+    filters_.before.extend(to);
   }
 
-  const at::Tensor low_, bands_, image_;
+  const Input<A> low_, bands_;
+  const Output<A> image_;
   const bool diagonal_;
   const Filters<A>& filters_;
   const Schedule& schedule_;
-  const int64_t width_;
-  int64_t index_ = 0;
+  const int64_t width_, height_, made_;
+  int64_t first_ = 0, count_ = 0;
   Window<A> window_;
-  std::vector<A> mixed_, streams_, row_, loaded_;
+  const int64_t distance_;
+  Numbers<A> mixed_, streams_, room_;
   std::vector<Term<A>> terms_;
-  std::vector<Part<A>> parts_;
   Along<A> along_;
 };
 

@@ -46,9 +46,10 @@ at::Tensor merge(const std::optional<at::Tensor>& given_low,
                  width / bank.cols() * bank.rows()}, any.options().dtype(dtype));
   in_accumulator_of(any.scalar_type(), [&](auto zero) {
     using A = decltype(zero);
-    const Filters<A> filters(bank, height, width);
+    const int64_t together = side_by_side(image.size(0), width);
+    const Filters<A> filters(bank, height, width, together);
     const Schedule schedule(filters.columns, std::max<int64_t>(2, bank.rows()));
-    in_strips(image.size(0), schedule.units(), schedule.unit * image.size(2), [&] {
+    in_strips(image.size(0), together, schedule.units(), schedule.unit * image.size(2), [&] {
       return Merge<A>(low, bands, image, bank.diagonal(), filters, schedule);
     });
   });
@@ -69,9 +70,10 @@ std::tuple<at::Tensor, at::Tensor> split(const at::Tensor& given, at::TensorList
   if (with_bands) bands = at::empty({count, 6, height / 2, width / 2, 2}, options);
   in_accumulator_of(image.scalar_type(), [&](auto zero) {
     using A = decltype(zero);
-    const Filters<A> filters(bank, image.size(1), image.size(2));
+    const int64_t together = side_by_side(count, image.size(2));
+    const Filters<A> filters(bank, image.size(1), image.size(2), together);
     const Schedule schedule(filters.columns, 2);
-    in_strips(count, schedule.units(), schedule.unit * image.size(2), [&] {
+    in_strips(count, together, schedule.units(), schedule.unit * image.size(2), [&] {
       return Split<A>(image, low, bands, bank.diagonal(), filters, schedule);
     });
   });

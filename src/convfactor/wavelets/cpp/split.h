@@ -1,5 +1,5 @@
-// From an image to its lowpass and six complex bands, in strips of rows: filter each row, then
-// along columns, then unpack.
+// From an image to its lowpass and six complex bands, in strips of rows of several images
+// side by side: filter each row, then along columns, then unpack.
 
 #pragma once
 
@@ -14,14 +14,20 @@ class Split {
   Split(const at::Tensor& image, const at::Tensor& low, const at::Tensor& bands, bool diagonal,
         const Filters<A>& filters, const Schedule& schedule)
       : image_(image), low_(low), bands_(bands), diagonal_(diagonal), filters_(filters),
-        schedule_(schedule), width_(filters.rows[LOW].filter().outputs),
+        schedule_(schedule), given_(image.size(2)), width_(filters.rows[LOW].outputs),
+        height_(filters.columns[LOW].outputs),
         window_(SOURCES, schedule.capacity, filters.to.size()),
         dealt_(filters.from.size() + slack<A>), even_(filters.to.size() + slack<A>),
-        odd_(filters.to.size() + slack<A>), loaded_(image.size(2)),
-        rows_(2 * width_) {}
+        odd_(filters.to.size() + slack<A>), room_(std::max(given_, width_)),
+        along_(SOURCES, Along<A>(filters)) {
+    along_[LOW_ROWS].add(LOW, dealt_.data());
+    along_[HIGH_ROWS].add(HALF, dealt_.data());
+    along_[BAND_ROWS].add(HALF_BAND, dealt_.data());
+  }
 
-  void run(int64_t image, int64_t begin, int64_t end) {
-    index_ = image;
+  void run(int64_t first, int64_t count, int64_t begin, int64_t end) {
+    first_ = first;
+    count_ = count;
     int64_t next = schedule_.spans[begin].first;
     for (int64_t unit = begin; unit < end; ++unit) {
       for (; next < schedule_.spans[unit].second; ++next) load(next);
@@ -33,27 +39,26 @@ class Split {
   enum Source { LOW_ROWS, HIGH_ROWS, BAND_ROWS, SOURCES };
 
   void load(int64_t row) {
-    const int64_t at = index_ * image_.stride(0) + row * image_.stride(1);
-    const A* from = fetch(image_, at, image_.size(2), loaded_.data());
-    deal(from, image_.size(2), dealt_.data(), filters_.from);
-    filter(LOW, LOW_ROWS, row);
+    const Layout& layout = filters_.from;
+    for (int64_t n = 0; n < count_; ++n) {
+      const int64_t at = (first_ + n) * image_.stride(0) + row * image_.stride(1);
+      deal(image_.read(at, given_, room_.data()), dealt_.data() + layout.part(n), layout);
+    }
+    filters_.before.extend(dealt_.data());
+    along_[LOW_ROWS](window_.row(LOW_ROWS, row));
     if (!bands_.defined()) return;
-    filter(HALF, HIGH_ROWS, row);
-    if (diagonal_) filter(HALF_BAND, BAND_ROWS, row);
-  }
-
-  void filter(Role role, Source source, int64_t row) {
-    parts_.assign(1, {&filters_.rows[role], dealt_.data()});
-    along_(parts_, window_.row(source, row), filters_.to);
+    along_[HIGH_ROWS](window_.row(HIGH_ROWS, row));
+    if (diagonal_) along_[BAND_ROWS](window_.row(BAND_ROWS, row));
   }
 
   // Rows `row` and `row + 1` of everything.
   void write(int64_t row) {
     if (low_.defined()) {
       columns(LOW, LOW_ROWS, row);
-      for (int64_t r = 0; r < 2; ++r) {
-        gather((r ? odd_ : even_).data(), filters_.to, width_, rows_.data());
-        emit(rows_.data(), width_, low_, (index_ * low_.size(1) + row + r) * width_);
+      for (int64_t n = 0; n < count_; ++n) {
+        const int64_t at = ((first_ + n) * height_ + row) * width_;
+        plain(even_.data(), n, at);
+        plain(odd_.data(), n, at + width_);
       }
     }
     if (!bands_.defined()) return;
@@ -73,47 +78,55 @@ class Split {
     }
   }
 
+  void plain(const A* streams, int64_t n, int64_t at) {
+    low_.write(at, width_, room_.data(), [&](A* to) {
+      gather(streams + filters_.to.part(n), filters_.to, to);
+    });
+  }
+
   // Two rows of an image as a row of the bands `orientation` and 5 - `orientation`.
   void pairs(int64_t orientation, int64_t row) {
-    const Streams& layout = filters_.to;
-    A *first = rows_.data(), *second = first + width_;
-    const A *even = even_.data(), *odd = odd_.data();
-    if (layout.count == 1) {
-      unpack<2>(even, even + 1, odd, odd + 1, first, second);
-    } else {
-      unpack<1>(even, even + layout.stride, odd, odd + layout.stride, first, second);
+    for (int64_t n = 0; n < count_; ++n) {
+      const int64_t part = filters_.to.part(n);
+      const A *even = even_.data() + part, *odd = odd_.data() + part;
+      auto at = [&](int64_t k) {
+        return (((first_ + n) * 6 + k) * (height_ / 2) + row / 2) * width_;
+      };
+      bands_.write(at(orientation), width_, room_.data(), [&](A* to) { pack<-1>(even, odd, to); });
+      bands_.write(at(5 - orientation), width_, room_.data(), [&](A* to) {
+        pack<1>(even, odd, to);
+      });
     }
-    const int64_t height = bands_.size(2);
-    const int64_t at = (index_ * 6 + orientation) * height + row / 2;
-    const int64_t opposite = (index_ * 6 + 5 - orientation) * height + row / 2;
-    emit(first, width_, bands_, at * width_);
-    emit(second, width_, bands_, opposite * width_);
   }
 
-  template <int64_t Step>
-  void unpack(const A* even, const A* even_right, const A* odd, const A* odd_right,
-              A* __restrict first, A* __restrict second) const {
+  // Complex numbers of the 2x2 blocks of two rows; `Sign` tells the bands of a pair apart.
+  template <int64_t Sign>
+  void pack(const A* __restrict even, const A* __restrict odd, A* __restrict to) const {
+    if (filters_.to.count == 1) {
+      for (int64_t i = 0; i < width_; i += 2) {
+        to[i] = even[i] + Sign * odd[i + 1];
+        to[i + 1] = even[i + 1] - Sign * odd[i];
+      }
+      return;
+    }
+    const A *even_right = even + filters_.to.stride, *odd_right = odd + filters_.to.stride;
     for (int64_t j = 0; j < width_ / 2; ++j) {
-      const A re = even[Step * j], im = even_right[Step * j];
-      const A top = odd[Step * j], right = odd_right[Step * j];
-      first[2 * j] = re - right;
-      first[2 * j + 1] = im + top;
-      second[2 * j] = re + right;
-      second[2 * j + 1] = im - top;
+      to[2 * j] = even[j] + Sign * odd_right[j];
+      to[2 * j + 1] = even_right[j] - Sign * odd[j];
     }
   }
 
-  const at::Tensor image_, low_, bands_;
+  const Input<A> image_;
+  const Output<A> low_, bands_;
   const bool diagonal_;
   const Filters<A>& filters_;
   const Schedule& schedule_;
-  const int64_t width_;
-  int64_t index_ = 0;
+  const int64_t given_, width_, height_;
+  int64_t first_ = 0, count_ = 0;
   Window<A> window_;
-  std::vector<A> dealt_, even_, odd_, loaded_, rows_;
+  Numbers<A> dealt_, even_, odd_, room_;
   std::vector<Term<A>> terms_;
-  std::vector<Part<A>> parts_;
-  Along<A> along_;
+  std::vector<Along<A>> along_;
 };
 
 }  // namespace convfactor
