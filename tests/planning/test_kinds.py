@@ -183,7 +183,7 @@ def test_refinement_trains_them():
             layer.weight += 0.05 * torch.randn_like(layer.weight)
     model = nn.Sequential(layers[0], nn.ReLU(), layers[1]).eval()
     batches = [torch.randn(2, 4, 40, dtype=torch.float64) for _ in range(4)]
-    fast, plan = convfactor.optimize(
+    _, plan = convfactor.optimize(
         model, batches[0], model_tolerance=0.5, calibration=batches, **OPTIONS
     )
     assert plan.replaced
