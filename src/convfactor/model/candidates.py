@@ -17,6 +17,7 @@ from convfactor.conv.framed import Layer
 from convfactor.conv.geometry import ConvGeometry
 from convfactor.conv.weights import ComposedWeight
 from convfactor.model.digests import fingerprint
+from convfactor.model.norms import Affine, with_norm
 from convfactor.model.reasons import Reason
 from convfactor.model.sites import Found, InputShape, Kind, Site, Subject, TurnedAway, inside
 
@@ -43,6 +44,7 @@ class Candidate:
         special: Whether it is a module that may compute something else than torch's own: its calls
             are looked at.
         fingerprint: Digest of what the weight is computed from; empty where it is not.
+        norm: The batch normalization behind it with its qualified name, or None.
         shapes: Shapes of the images read so far, with their numbers.
     """
 
@@ -57,6 +59,7 @@ class Candidate:
     obstacle: Reason | None = None
     special: bool = False
     fingerprint: str = ""
+    norm: tuple[str, nn.Module] | None = None
     shapes: Counter[InputShape] = field(default_factory=Counter)
 
     def found(self, obstacle: Reason | None) -> Found:
@@ -70,14 +73,26 @@ class Candidate:
             kernel_size=tuple(self.held.shape[2:]),
             geometry=self.geometry,
             shapes=tuple(self.shapes.items()),
-            fingerprint=self.fingerprint or (fingerprint(self.held) if self.weight_name else ""),
+            fingerprint=self._digest,
             form=self.form,
             computed=bool(self.fingerprint),
+            norm="" if self.norm is None else self.norm[0],
         )
         if self.geometry is None or obstacle is not None:
             return TurnedAway(subject, obstacle or unsupported("not a convolution of images"))
         weight = self.form.weight(self.held, self.geometry.groups)
-        return Site(subject, self.geometry, weight, self.form.bias(self.bias), self.held)
+        bias = self.form.bias(self.bias)
+        if self.norm is not None:
+            weight, bias = Affine.of(self.norm[1]).folded(weight, bias, self.form)
+        return Site(subject, self.geometry, weight, bias, self.held)
+
+    @property
+    def _digest(self) -> str:
+        """Digest of the weight, and of the normalization that is folded into it."""
+        if not self.weight_name:
+            return ""
+        own = self.fingerprint or fingerprint(self.held)
+        return own if self.norm is None else with_norm(own, self.norm[1])
 
 
 def unsupported(short: str, text: str = "") -> Reason:

@@ -26,6 +26,7 @@ from convfactor.model.candidates import (
 )
 from convfactor.model.effective import NotPlainError, effective, state_digest
 from convfactor.model.inputs import ModelInputs
+from convfactor.model.norms import Followers
 from convfactor.model.reasons import Reason
 from convfactor.model.sites import Found, InputShape, inside
 from convfactor.model.transforms import Transform, is_transform, of_model
@@ -62,7 +63,7 @@ def find(
     """
     finder = _Finder(model, of_modules(model, min_kernel_size), min_kernel_size)
     with finder.watching():
-        inputs.run(model)
+        output = inputs.run(model)  # kept: what it holds must stay as it is
     seen = [c for c in finder.in_order() if not isinstance(c.held, UninitializedParameter)]
     functional = {id(one.held) for one in seen if one.kind == "functional"}
     # A module that only lends its weight to a functional call is not one more layer.
@@ -72,6 +73,8 @@ def find(
     finder.sites = seen
     for special in (c for c in seen if c.special and c.shapes and c.obstacle is None):
         _read_off(model.get_submodule(special.owners[0]), special)
+    finder.fold_norms()
+    del output
 
     def obstacle(one: Candidate | Transform, known: Reason | None, called: bool) -> Reason | None:
         if select is not None and not select(one.name, model.get_submodule(one.owners[0])):
@@ -90,6 +93,8 @@ class _Finder(Watcher[Candidate]):
     def __init__(self, model: nn.Module, sites: list[Candidate], min_kernel_size: int) -> None:
         super().__init__(model, sites, self._count)
         self.transforms = of_model(model)
+        convs = (model.get_submodule(one.owners[0]) for one in sites)
+        self._followers = Followers(frozenset(convs))
         self._least = min_kernel_size
         self._order: dict[Candidate, int] = {}
         self._names: dict[int, tuple[str, ...]] = {}
@@ -160,14 +165,29 @@ class _Finder(Watcher[Candidate]):
     def _is_known(self, module: nn.Module) -> bool:
         return super()._is_known(module) and id(module) not in self._special
 
+    def fold_norms(self) -> None:
+        """Note the batch normalizations that only a convolution feeds, and that only it needs."""
+        found = self._followers.found()
+        for site in self.sites:
+            names = {id(self.model.get_submodule(owner)) for owner in site.owners}
+            norm = found.get(self.model.get_submodule(site.owners[0]))
+            if site.kind == "module" and len(names) == 1 and norm is not None:
+                site.norm = self._names[id(norm)][0], norm
+
+    def _leave(self, module: nn.Module, args: object, output: object) -> None:
+        super()._leave(module, args, output)
+        self._followers.leaves(module, output)
+
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         super()._enter(module, args, kwargs)
+        self._followers.enters(module, (*args, *kwargs.values()))
         if module in self.transforms:
             self.transforms[module].record(args, kwargs)
 
     def _note(self, func: Callable[..., Any], arguments: object, weight: Tensor | None) -> None:
         """Note which tensors the module whose forward runs reads, but for the weights of sites."""
         for value in () if is_about(func) else tree_leaves(arguments):
+            self._followers.reads(value, self.inside)
             if id(value) in self._tensors and value is not weight:
                 self._users.setdefault(id(value), set()).add(self.inside)
 

@@ -23,6 +23,7 @@ from convfactor.model import graphs, transforms
 from convfactor.model.candidates import is_convolution
 from convfactor.model.digests import fingerprint
 from convfactor.model.effective import Effective, effective, state_digest
+from convfactor.model.norms import NORMS, Affine, FoldedNorm, with_norm
 from convfactor.model.sites import Subject
 from convfactor.model.transforms import is_transform
 
@@ -64,6 +65,8 @@ def apply(model: nn.Module, exchanges: Sequence[Exchange]) -> nn.Module:
             new |= {module: transforms.replacement(module) for module in modules}
         elif subject.kind == "module":
             new |= _cascades(model, subject, make)
+            if subject.norm:
+                new[model.get_submodule(subject.norm)] = FoldedNorm()
         else:
             functional.append((subject, make, _tensor(model, subject.weight_name)))
     model = _swap(model, new)
@@ -101,7 +104,10 @@ def check(model: nn.Module, subject: Subject) -> None:
                 f"layer {subject.name}: the model has no {name}; apply the plan to the model that "
                 "was planned"
             ) from error
-        if fingerprint(weight) != subject.fingerprint:
+        found = fingerprint(weight)
+        if subject.norm:
+            found = with_norm(found, _norm(model, subject))
+        if found != subject.fingerprint:
             raise PlanMismatchError(
                 f"layer {subject.name}: {name} (shape {tuple(weight.shape)}, {weight.dtype}) is "
                 f"not the weight that was planned, in {subject.dtype}; load the planned weights in "
@@ -112,7 +118,10 @@ def check(model: nn.Module, subject: Subject) -> None:
 def _check_computed(model: nn.Module, subject: Subject) -> None:
     """Compare what the weights of a layer are computed from with what was planned."""
     for owner in _owners(model, subject):
-        if state_digest(model.get_submodule(owner)) != subject.fingerprint:
+        found = state_digest(model.get_submodule(owner))
+        if subject.norm:
+            found = with_norm(found, _norm(model, subject))
+        if found != subject.fingerprint:
             raise PlanMismatchError(
                 f"layer {subject.name}: {owner} computes its weight from other tensors, or is "
                 "another module, than was planned; load the planned weights, or plan anew"
@@ -151,7 +160,8 @@ def _cascades(model: nn.Module, subject: Subject, make: Make) -> dict[nn.Module,
         conv = model.get_submodule(owner)
         if conv in made:
             continue
-        layer = _made(_read(conv, owner, subject), make).train(conv.training)
+        norm = _norm(model, subject) if subject.norm else None
+        layer = _made(_read(conv, owner, subject), make, norm).train(conv.training)
         first = first or layer
         tie(layer, first)
         made[conv] = layer
@@ -170,7 +180,10 @@ def plain_weight(model: nn.Module, subject: Subject) -> Tensor:
         weight = _read(model.get_submodule(owner), owner, subject).weight
     else:
         weight = _held(model, subject)
-    return subject.form.weight(weight, subject.geometry.groups)
+    weight = subject.form.weight(weight, subject.geometry.groups)
+    if subject.norm:
+        weight, _ = Affine.of(_norm(model, subject)).folded(weight, None, subject.form)
+    return weight
 
 
 def _held(model: nn.Module, subject: Subject) -> Tensor:
@@ -196,11 +209,25 @@ def _read(conv: nn.Module, owner: str, subject: Subject) -> Effective:
     return found
 
 
-def _made(conv: Effective, make: Make) -> Layer:
-    """Make the layer that takes the place of a convolution."""
+def _made(conv: Effective, make: Make, norm: nn.Module | None = None) -> Layer:
+    """Make the layer that takes the place of a convolution and the normalization behind it."""
     form = conv.form
-    plain = make(form.weight(conv.weight, conv.geometry.groups), form.bias(conv.bias))
-    return framed(plain, form)
+    weight, bias = form.weight(conv.weight, conv.geometry.groups), form.bias(conv.bias)
+    if norm is not None:
+        weight, bias = Affine.of(norm).folded(weight, bias, form)
+    return framed(make(weight, bias), form)
+
+
+def _norm(model: nn.Module, subject: Subject) -> nn.Module:
+    """The batch normalization that is folded into a layer."""
+    if _has(model, subject.norm):
+        norm = model.get_submodule(subject.norm)
+        if type(norm) in NORMS:
+            return norm
+    raise PlanMismatchError(
+        f"layer {subject.name}: the model has no batch normalization {subject.norm!r}; apply the "
+        "plan to the model that was planned"
+    )
 
 
 def _owners(model: nn.Module, subject: Subject) -> list[str]:

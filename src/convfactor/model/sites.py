@@ -47,6 +47,7 @@ class Subject:
             arguments of a transform.
         form: How the convolution is a plain one.
         computed: Whether the module computes its weight, which is read off a call.
+        norm: Qualified name of the batch normalization that is folded into it; empty for none.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Subject:
     fingerprint: str
     form: Form = PLAIN
     computed: bool = False
+    norm: str = ""
 
     @property
     def out_channels(self) -> int | None:
@@ -74,7 +76,7 @@ class Site:
     Attributes:
         subject: What it is.
         geometry: The integers of the plain convolution of images that it is.
-        weight: The weight of that one.
+        weight: The weight of that one, with the normalization behind it folded in.
         bias: Its bias, or None.
         held: The weight as the model holds it.
     """

@@ -122,13 +122,13 @@ class Preconditioner:
         self._inverses: list[Tensor] = []
         self._strength: Tensor
         for stage, (gain, phase, seen) in enumerate(zip(gains, phases, outer, strict=True)):
-            groups = layout.groups[stage]
+            groups, sides = layout.groups[stage], layout.grid.sizes[stage]
             if stage == 0 and alike:
                 own = power.repeat_interleave(groups, 0)
             else:
                 own = _apart(power, groups)
             if seen is None:
-                values, basis = _basis(own, phase, share.expand(len(own), size))
+                values, basis = _basis(own, phase, share.expand(len(own), size), sides)
                 floor = _FLOOR * values[:, -1:] + torch.finfo(values.dtype).tiny
                 self._add(basis, 1 / (values.clamp_min(0) + floor)[:, None], batch)
                 break
@@ -137,7 +137,7 @@ class Preconditioner:
                 basis, strength = previous._bases[0].flatten(0, 1), previous._strength.flatten(0, 1)
             else:
                 weighting = share * seen.diagonal(dim1=-2, dim2=-1).real.sum(-1)
-                basis = _basis(own, phase, weighting)[1]
+                basis = _basis(own, phase, weighting, sides)[1]
                 strength = _strength(basis, own, phase) * share[:, None]
             if stage == 0:
                 self._strength = strength.unflatten(0, (batch, -1))
@@ -183,16 +183,32 @@ def _apart(values: Tensor, groups: int) -> Tensor:
     return diagonal_blocks(values.movedim(1, -1), groups).movedim(-1, 2).flatten(0, 1)
 
 
-def _basis(power: Tensor, phase: Tensor, weighting: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues and -vectors of the stage's mean input covariance, (batch, in * kH * kW)."""
-    channels, taps = power.shape[-1], phase.shape[1]
-    pairs = (phase[:, :, None] * phase[:, None, :].conj()).flatten(1)
+def _basis(power: Tensor, phase: Tensor, weighting: Tensor, sides: Pair) -> tuple[Tensor, Tensor]:
+    """Eigenvalues and -vectors of the stage's mean input covariance, (batch, in * kH * kW).
+
+    The covariance of two taps depends on their distance only, of which there are far fewer.
+    """
+    channels = power.shape[-1]
     weighted = (weighting[..., None, None] * power).flatten(2)
-    covariance = (weighted.mT @ pairs).real.unflatten(2, (taps, taps))
+    distances, index = _distances(phase, sides)
+    covariance = (weighted.mT @ distances).real[..., index]
     covariance = covariance.unflatten(1, (channels, channels)).transpose(2, 3)
     covariance = covariance.flatten(3).flatten(1, 2)
     values, basis = torch.linalg.eigh((covariance + covariance.mT) / 2)
     return values, basis
+
+
+def _distances(phase: Tensor, sides: Pair) -> tuple[Tensor, Tensor]:
+    """Phase of each distance between two taps, and which distance it is of (tap, tap)."""
+    rows, cols = sides
+    own = (phase * phase[:, :1].conj()).unflatten(1, sides)
+    down, across = own[:, :, 0], own[:, 0, :]
+    down = torch.cat([down[:, 1:].flip(1).conj(), down], 1)
+    across = torch.cat([across[:, 1:].flip(1).conj(), across], 1)
+    y = torch.arange(rows, device=phase.device).repeat_interleave(cols)
+    x = torch.arange(cols, device=phase.device).repeat(rows)
+    index = (y[:, None] - y + rows - 1) * (2 * cols - 1) + (x[:, None] - x + cols - 1)
+    return (down[:, :, None] * across[:, None, :]).flatten(1), index
 
 
 def _strength(basis: Tensor, power: Tensor, phase: Tensor) -> Tensor:

@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny import conv, images
+from torch import nn
+
+import convfactor
+from convfactor.model.finding import find
+from convfactor.model.inputs import ModelInputs
+from convfactor.model.norms import FoldedNorm
+from convfactor.model.sites import Site
+
+OPTIONS = {"objective": "macs", "structures": "cascade"}
+
+
+def norm(channels: int = 2, kind: type[nn.Module] = nn.BatchNorm2d, **options) -> nn.Module:
+    """A normalization with statistics and weights that matter."""
+    made = kind(channels, **options).eval()
+    generator = torch.Generator().manual_seed(1)
+    for name, value in (*made.named_parameters(), *made.named_buffers()):
+        if value.is_floating_point():
+            value.data = torch.rand(channels, generator=generator) + (name == "running_var")
+    return made
+
+
+class Uses(nn.Module):
+    """A convolution and a normalization, put together by a function."""
+
+    def __init__(self, use, layer=None, after=None):
+        super().__init__()
+        self.use = use
+        self.layer = conv() if layer is None else layer
+        self.norm = norm() if after is None else after
+
+    def forward(self, x):
+        return self.use(self, x)
+
+
+def site(model: nn.Module, x=None) -> Site:
+    (found,) = find(model.eval(), ModelInputs.read(images() if x is None else x))
+    assert isinstance(found, Site)
+    return found
+
+
+def transposed() -> nn.ConvTranspose2d:
+    torch.manual_seed(0)
+    return nn.ConvTranspose2d(2, 2, 9, 3, 4, 1)
+
+
+@pytest.mark.parametrize(
+    ("model", "shape"),
+    [
+        (nn.Sequential(conv(), norm(), nn.ReLU()), (2, 2, 12, 12)),
+        (nn.Sequential(conv(bias=False), norm(affine=False)), (2, 2, 12, 12)),
+        (nn.Sequential(nn.Sequential(conv()), nn.Sequential(norm())), (2, 2, 12, 12)),
+        (nn.Sequential(nn.Conv1d(2, 2, 5), norm(2, nn.BatchNorm1d)), (2, 2, 12)),
+        (nn.Sequential(transposed(), norm()), (2, 2, 7, 7)),
+        (nn.Sequential(nn.utils.parametrizations.weight_norm(conv()), norm()), (2, 2, 12, 12)),
+    ],
+    ids=["plain", "without weights", "nested", "sequences", "transposed", "computed"],
+)
+def test_a_normalization_is_folded(model, shape):
+    x = torch.randn(shape)
+    found = site(model, x)
+    form = found.form
+    y = form.output(
+        torch.nn.functional.conv2d(
+            torch.nn.functional.pad(form.input(x), found.geometry.padding), found.weight, found.bias
+        )
+    )
+    torch.testing.assert_close(y, model[:2](x), rtol=1e-4, atol=1e-5)
+
+
+ALONE = [
+    lambda m, x: m.norm(m.layer(x)),
+    lambda m, x: m.norm(input=m.layer(x)) + m.norm(m.layer(x + 1)),
+]
+NOT_ALONE = [
+    lambda m, x: m.norm(m.layer(x)) + m.layer(x),
+    lambda m, x: [y := m.layer(x), m.norm(y) + y][1],
+    lambda m, x: (y := m.layer(x), m.norm(y)),
+    lambda m, x: [setattr(m, "last", m.layer(x)), m.norm(m.last)][1],
+    lambda m, x: m.norm(m.layer(x)) + m.norm(x),
+    lambda m, x: m.norm(m.layer(x).relu()),
+    lambda m, x: [y := m.layer(x), m.norm(m.norm(y))][1],
+    lambda m, x: [y := m.layer(x), m.norm(y) * m.norm(y)][1],
+]
+
+
+@pytest.mark.parametrize("use", ALONE)
+def test_calls_that_only_the_normalization_reads(use):
+    assert site(Uses(use)).subject.norm == "norm"
+
+
+@pytest.mark.parametrize("use", NOT_ALONE)
+def test_what_somebody_else_reads_is_not_folded(use):
+    assert site(Uses(use)).subject.norm == ""
+
+
+class Activated(nn.BatchNorm2d):
+    def forward(self, x):
+        return super().forward(x).relu()
+
+
+@pytest.mark.parametrize(
+    "after", [norm(kind=Activated), norm(track_running_stats=False), nn.GroupNorm(1, 2)]
+)
+def test_other_normalizations_stay(after):
+    assert site(Uses(ALONE[0], after=after)).subject.norm == ""
+
+
+def test_a_training_normalization_stays():
+    model = Uses(ALONE[0]).eval()
+    model.norm.train()
+    (found,) = find(model, ModelInputs.read(images()))
+    assert found.subject.norm == ""
+
+
+def test_the_pair_is_judged_by_its_output():
+    """Where the normalization scales a noisy channel down, its error counts for nothing."""
+    torch.manual_seed(0)
+    layer = conv(out=6)
+    with torch.no_grad():
+        layer.weight[2:] = torch.randn_like(layer.weight[2:])
+    after = norm(6)
+    after.weight.data = torch.tensor([1.0, 1.0, *[1e-5] * 4])
+    x = images()
+    alone = convfactor.plan(nn.Sequential(layer), x, 1e-3, **OPTIONS)
+    assert not alone.replaced
+    model = nn.Sequential(layer, after).eval()
+    fast, plan = convfactor.optimize(model, x, 1e-3, **OPTIONS)
+    assert plan.replaced
+    assert isinstance(fast[1], FoldedNorm)
+    torch.testing.assert_close(fast(x), model(x), rtol=1e-3, atol=1e-3)
+    assert isinstance(model[1], nn.BatchNorm2d)
+
+
+def test_a_plan_is_of_its_normalization(tmp_path):
+    model = nn.Sequential(conv(), norm()).eval()
+    fast, plan = convfactor.optimize(model, images(), 1e-3, **OPTIONS)
+    plan.save(tmp_path)
+    again = convfactor.Plan.load(tmp_path).apply(model)
+    assert torch.equal(again(images()), fast(images()))
+    model[1].running_mean += 1
+    with pytest.raises(convfactor.PlanMismatchError, match="not the weight that was planned"):
+        plan.apply(model)
+    with pytest.raises(convfactor.PlanMismatchError, match="no batch normalization '1'"):
+        plan.apply(nn.Sequential(model[0], nn.ReLU()))
