@@ -349,3 +349,24 @@ def test_an_interrupted_run_says_how_to_go_on(folder, capsys, monkeypatch):
     monkeypatch.setattr("convfactor.optimize", interrupt)
     assert optimize() == 130
     assert "run the same command again" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "replaced"),
+    [
+        (["--select", "0"], ["0"]),
+        (["--select", "0", "--select", "2"], ["0", "2"]),
+        (["--skip", "0"], ["2"]),
+        (["--select", "*", "--skip", "2", "--skip", "0"], []),
+    ],
+)
+def test_layers_are_selected_by_patterns(folder, given, replaced):
+    assert optimize("mine:pair", *given) == 0
+    plan = Plan.load("out")
+    assert [entry.name for entry in plan.entries] == ["0", "2"]
+    assert [entry.name for entry in plan.entries if entry.replaced] == replaced
+
+
+def test_a_pattern_that_matches_nothing_is_a_mistake(folder, capsys):
+    assert optimize("mine:pair", "--skip", "head") == 2
+    assert "select: '!head' matches none of the layers" in capsys.readouterr().err

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 import threading
 import warnings
 from dataclasses import replace
@@ -381,8 +382,12 @@ BAD = [
     ({"seed": 1.5}, TypeError, "seed must be an int, got 1.5"),
     ({"seed": True}, TypeError, "seed must be an int, got True"),
     ({"seed": 2**64}, ValueError, "seed must be an int of 64 bits, got 18446744073709551616"),
-    ({"select": "0"}, TypeError, r"select must be a function \(name, module\) -> bool, got str"),
-    ({"select": ["0"]}, TypeError, r"select must be a function .*, got list"),
+    ({"select": 0}, TypeError, r"select must be a pattern .* \(name, module\) -> bool, got int"),
+    ({"select": ["0", 3]}, TypeError, r"select must be a pattern .*, got int"),
+    ({"select": conv()}, TypeError, r"select must be a pattern .*, got Conv2d"),
+    ({"select": re.compile(b"0")}, TypeError, r"select must be a pattern .*, got Pattern"),
+    ({"select": []}, ValueError, "select must hold a pattern, got none; leave it out for all"),
+    ({"select": "conv"}, ValueError, "select: 'conv' matches none of the layers .* 5 or more"),
     ({"checkpoint": 3}, TypeError, "checkpoint must be the path of a folder, got int"),
     ({"checkpoint": Path(__file__)}, ValueError, "checkpoint must be a folder, got the file '.*"),
     ({"checkpoint": f"{__file__}/in"}, ValueError, "checkpoint must be a folder, got the file '.*"),

@@ -69,6 +69,15 @@ def _describe_model(optimize: ArgumentParser) -> None:
         "without it the error is that of the weights",
     )  # fmt: skip
     optimize.add_argument("--output", type=Path, required=True, metavar="FOLDER")
+    optimize.add_argument(
+        "--select", action="append", default=[], metavar="PATTERN",
+        help="replace only the layers of this name, or inside the module of this name; * stands "
+        "for anything; repeat it for several",
+    )  # fmt: skip
+    optimize.add_argument(
+        "--skip", action="append", default=[], metavar="PATTERN",
+        help="keep the layers of this name, or inside the module of this name",
+    )  # fmt: skip
     optimize.add_argument("--device", default="cpu", help="default: %(default)s")
     optimize.add_argument(
         "--dtype", choices=("float32", "float16", "bfloat16", "float64"), default="float32"

@@ -61,6 +61,7 @@ def _optimize(options: Namespace) -> None:
             model,
             inputs,
             **wanted,
+            select=[*options.select, *(f"!{pattern}" for pattern in options.skip)] or None,
             calibration=calibration and [moved(b, device, dtype) for b in calibration],
             strict=options.strict,
             checkpoint=output / PARTIAL,

@@ -20,11 +20,11 @@ from convfactor.model import graphs
 from convfactor.model.candidates import Candidate, dtype_obstacle, of_modules, unsupported
 from convfactor.model.inputs import ModelInputs
 from convfactor.model.reasons import Reason
+from convfactor.model.selection import Patterns, Predicate
 from convfactor.model.sites import Found, InputShape, inside
 from convfactor.model.transforms import Transform, is_transform, of_model
 from convfactor.model.watching import Watcher
 
-Select = Callable[[str, nn.Module], bool]
 # What such a module runs is its children, of which a cascade would be one more.
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
@@ -37,7 +37,7 @@ def find(
     model: nn.Module,
     inputs: ModelInputs,
     min_kernel_size: int = 5,
-    select: Select | None = None,
+    select: Patterns | Predicate | None = None,
 ) -> list[Found]:
     """Run a model once and list its large-kernel convolutions in the order of their first call.
 
@@ -51,7 +51,10 @@ def find(
         model: The model; it is left as it was.
         inputs: Arguments to run it with.
         min_kernel_size: Smallest longer side of a kernel to list.
-        select: Keeps a site out where it returns False for (name, module).
+        select: Which sites may be replaced; a function says so of (name, module).
+
+    Raises:
+        ValueError: A pattern of ``select`` matches none of them.
     """
     finder = _Finder(model, of_modules(model, min_kernel_size), min_kernel_size)
     with finder.watching():
@@ -62,8 +65,17 @@ def find(
     seen = [c for c in seen if c.kind != "module" or c.shapes or id(c.weight) not in functional]
     finder.sites = seen
 
+    if isinstance(select, Patterns):
+        listed: list[Candidate | Transform] = [*seen, *finder.transforms.values()]
+        select.check([(one.name, *one.owners) for one in listed], min_kernel_size)
+
+    def selected(one: Candidate | Transform) -> bool:
+        if isinstance(select, Patterns):
+            return select.select((one.name, *one.owners))
+        return select is None or select(one.name, model.get_submodule(one.owners[0]))
+
     def obstacle(one: Candidate | Transform, known: Reason | None, called: bool) -> Reason | None:
-        if select is not None and not select(one.name, model.get_submodule(one.owners[0])):
+        if not selected(one):
             return UNSELECTED
         return known or (None if called else UNCALLED)
 

@@ -72,16 +72,11 @@ def check_budget(evaluate: object, executor: object) -> None:
         )
 
 
-def check_options(select: object, checkpoint: object) -> None:
-    """Refuse a filter that can't be called, and a folder that can't be one."""
+def check_checkpoint(checkpoint: object) -> None:
+    """Refuse what can't be a folder."""
     path = Path(checkpoint) if isinstance(checkpoint, (str, os.PathLike)) else Path()
     file = next((p for p in (path, *path.parents) if p.exists() and not p.is_dir()), None)
     checks = (
-        (
-            select is None or callable(select),
-            TypeError,
-            f"select must be a function (name, module) -> bool, got {type(select).__name__}",
-        ),
         (
             checkpoint is None or isinstance(checkpoint, (str, os.PathLike)),
             TypeError,

@@ -19,12 +19,13 @@ from convfactor.errors import PlanMismatchError, ToleranceError
 from convfactor.latency import FEWEST_ROUNDS, Clock, compare
 from convfactor.model import rewrite
 from convfactor.model.copies import copied, isolated, quiet, told
-from convfactor.model.finding import Select
 from convfactor.model.formats import in_format
 from convfactor.model.inputs import ModelInputs
 from convfactor.model.reasons import Reason
+from convfactor.model.selection import Patterns, Predicate, Select
+from convfactor.model.selection import read as read_select
 from convfactor.planning import calibration as calibration_data
-from convfactor.planning.arguments import check_model, check_options
+from convfactor.planning.arguments import check_checkpoint, check_model
 from convfactor.planning.calibration import Split
 from convfactor.planning.judge import Judge
 from convfactor.planning.planner import make_plan
@@ -48,7 +49,7 @@ class Job:
     inputs: ModelInputs
     batches: Split | None
     settings: Settings
-    select: Select | None
+    select: Patterns | Predicate | None
     checkpoint: Path | None
     clock: Clock = compare
     evaluate: Evaluate | None = None
@@ -67,7 +68,8 @@ class Job:
     ) -> Job:
         """Check everything before any long work; the arguments are those of ``optimize``."""
         check_model(model)
-        check_options(select, checkpoint)
+        check_checkpoint(checkpoint)
+        chosen = read_select(select)
         inputs = calibration_data.read_inputs("example_inputs", example_inputs)
         batches = None
         if calibration is not None:
@@ -89,7 +91,7 @@ class Job:
                     )
                     tried.add(_form(batch))
         folder = None if checkpoint is None else Path(checkpoint)
-        return cls(model, worker, inputs, batches, settings, select, folder, clock)
+        return cls(model, worker, inputs, batches, settings, chosen, folder, clock)
 
     @functools.cached_property
     def judge(self) -> Judge:
@@ -114,7 +116,6 @@ class Job:
 
     def plan(self, strict: bool, progress: bool | None) -> Plan:
         """Make the plan."""
-        select = None if self.select is None else self._on_original(self.select)
         quality = self.quality
         with reporting(progress) as display, isolated(self.settings.seed):
             result = make_plan(
@@ -122,7 +123,7 @@ class Job:
                 self.inputs,
                 self.batches,
                 self.settings,
-                select,
+                self._selecting(),
                 display,
                 self.checkpoint,
                 self.clock,
@@ -142,8 +143,11 @@ class Job:
             chosen = self._accounted(self.compare(chosen))
             return chosen.apply(self.original), chosen
 
-    def _on_original(self, select: Select) -> Select:
-        """Show the user's own modules to ``select``, which may compare their identity."""
+    def _selecting(self) -> Patterns | Predicate | None:
+        """Show the user's own modules to a function, which may compare their identity."""
+        select = self.select
+        if select is None or isinstance(select, Patterns):
+            return select
         originals = dict(self.original.named_modules())
         own = {id(module): originals.get(name) for name, module in self.model.named_modules()}
         return lambda name, module: select(name, own.get(id(module)) or module)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from convfactor.model.finding import Select
+from convfactor.model.selection import Select
 from convfactor.planning.arguments import check_budget
 from convfactor.planning.job import Job
 from convfactor.planning.quality import Evaluate
@@ -68,7 +68,10 @@ def plan(
             to verify. Without them the error is that of the weights (white noise).
         refine: Train what is replaced so that the model gives what the original gives; needs no
             labels. None does so where there are a budget for the model and calibration data.
-        select: Keeps a layer as it is where it returns False for (name, module).
+        select: Layers that may be replaced; the others are kept. A glob for their names or those
+            of modules around them, such as "*.stem" ("!head" leaves out), a compiled regular
+            expression that matches the whole name, a list of these, or a function (name, module)
+            that says so.
         min_kernel_size: Longer side from which a kernel counts as large.
         objective: "latency" decides by measured time, "macs" by multiplies and without a clock.
         min_speedup: Speed-up of a layer from which a replacement is worth it.
@@ -90,10 +93,10 @@ def plan(
     Raises:
         ValueError: An argument is out of range, two budgets are given, the model does not run on
             the example inputs, its weights are not finite or not loaded, the calibration does not
-            fit, or ``evaluate`` fails.
+            fit, a pattern of ``select`` matches no layer, or ``evaluate`` fails.
         TypeError: ``model`` is not a module whose layers can be seen, ``example_inputs`` holds no
-            tensor, ``calibration`` is not an iterable of batches, ``select`` or ``evaluate`` is not
-            a function, or ``checkpoint`` is not a path.
+            tensor, ``calibration`` is not an iterable of batches, ``select`` is neither a pattern
+            nor a function, ``evaluate`` is not a function, or ``checkpoint`` is not a path.
         ToleranceError: ``strict``, and the budget is missed.
     """
     job = _job(

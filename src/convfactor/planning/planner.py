@@ -9,8 +9,8 @@ from rich.progress import Progress
 from torch import nn
 
 from convfactor.latency import Clock, compare
-from convfactor.model.finding import Select
 from convfactor.model.inputs import ModelInputs
+from convfactor.model.selection import Patterns, Predicate
 from convfactor.model.sites import TransformSite
 from convfactor.planning import transforms
 from convfactor.planning.calibration import Split
@@ -30,7 +30,7 @@ def make_plan(
     inputs: ModelInputs,
     batches: Split | None,
     settings: Settings,
-    select: Select | None,
+    select: Patterns | Predicate | None,
     progress: Progress,
     checkpoint: Path | None,
     clock: Clock = compare,
@@ -47,7 +47,7 @@ def make_plan(
         inputs: Example inputs.
         batches: Calibration data, or None for white noise.
         settings: What was asked for.
-        select: Keeps a site out where it returns False for (name, module).
+        select: Which sites may be replaced; a function says so of (name, module).
         progress: Display for the progress.
         checkpoint: Folder that takes what was found, for an interrupted run to go on with.
         clock: Times calls.
@@ -56,7 +56,7 @@ def make_plan(
         executor: Where to solve; None does so in this process.
 
     Raises:
-        ValueError: A layer's weights hold Inf or NaN.
+        ValueError: A layer's weights hold Inf or NaN, or a pattern of ``select`` matches none.
     """
     prepared = Prepared.of(model, inputs, batches, settings, select, progress, checkpoint, clock)
     if quality is None:

@@ -12,9 +12,10 @@ from rich.progress import Progress
 from torch import nn
 
 from convfactor.latency import Clock
-from convfactor.model.finding import Select, find
+from convfactor.model.finding import find
 from convfactor.model.inputs import ModelInputs
 from convfactor.model.reasons import Reason
+from convfactor.model.selection import Patterns, Predicate
 from convfactor.model.sites import Found, Site, TransformSite, TurnedAway
 from convfactor.planning import calibration
 from convfactor.planning.calibration import SiteData, Split
@@ -57,7 +58,7 @@ class Prepared:
         inputs: ModelInputs,
         batches: Split | None,
         settings: Settings,
-        select: Select | None,
+        select: Patterns | Predicate | None,
         progress: Progress,
         checkpoint: Path | None,
         clock: Clock,
