@@ -407,7 +407,7 @@ BAD = [
     ({"calibration": iter([])}, ValueError, "calibration must hold at least one batch"),
     ({"calibration": images()}, TypeError, "calibration must be an iterable of batches"),
     ({"calibration": "data.npz"}, TypeError, "got str; load the file and give a list of batches"),
-    ({"calibration": [(images(), 3)] * 2}, ValueError, "what the model takes, without labels, but"),
+    ({"calibration": [{"y": images()}] * 2}, ValueError, "be what the model takes, but it raised"),
     ({"calibration": [images()]}, ValueError, "calibration must hold at least two samples"),
     ({"calibration": batches(channels=3)}, ValueError, r"calibration batch 0 .*\(2, 3, 12, 12\)"),
     ({"calibration": [images(), images() * torch.nan]}, ValueError, "batch 1 must be finite"),

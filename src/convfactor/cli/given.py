@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +124,7 @@ def moved(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
         return value.to(device, dtype if value.is_floating_point() else value.dtype)
     if isinstance(value, (tuple, list)):
         return tuple(moved(v, device, dtype) for v in value)
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {key: moved(v, device, dtype) for key, v in value.items()}
     return value
 

@@ -24,9 +24,8 @@ from convfactor.model.inputs import ModelInputs
 from convfactor.model.reasons import Reason
 from convfactor.model.selection import Patterns, Predicate, Select
 from convfactor.model.selection import read as read_select
-from convfactor.planning import calibration as calibration_data
 from convfactor.planning.arguments import check_checkpoint, check_model
-from convfactor.planning.calibration import Split
+from convfactor.planning.batches import Split, read_inputs, split
 from convfactor.planning.judge import Judge
 from convfactor.planning.planner import make_plan
 from convfactor.planning.quality import Drop, Evaluate, OutputError, Quality
@@ -70,10 +69,10 @@ class Job:
         check_model(model)
         check_checkpoint(checkpoint)
         chosen = read_select(select)
-        inputs = calibration_data.read_inputs("example_inputs", example_inputs)
+        inputs = read_inputs("example_inputs", example_inputs)
         batches = None
         if calibration is not None:
-            batches = calibration_data.split(calibration, inputs)
+            batches = split(calibration, inputs)
         elif settings.refine:
             raise ValueError("refine needs calibration: batches for the model to be trained on")
         worker = copied(model)
@@ -84,11 +83,7 @@ class Job:
             tried = {_form(inputs)}
             for batch in (*batches.fit, *batches.held_out) if batches else ():
                 if _form(batch) not in tried:
-                    _try(
-                        trial,
-                        batch,
-                        "calibration batches must be what the model takes, without labels",
-                    )
+                    _try(trial, batch, "calibration batches must be what the model takes")
                     tried.add(_form(batch))
         folder = None if checkpoint is None else Path(checkpoint)
         return cls(model, worker, inputs, batches, settings, chosen, folder, clock)

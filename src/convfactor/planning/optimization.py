@@ -54,8 +54,8 @@ def plan(
     Args:
         model: A trained model that runs on ``example_inputs``; it is analysed as a copy in
             evaluation mode.
-        example_inputs: A tensor, a tuple of arguments or a mapping of keyword arguments, of the
-            shapes, dtype and device that the model will be used with.
+        example_inputs: A tensor, a tuple of arguments, or a mapping of keyword arguments such as
+            a BatchFeature, of the shapes, dtype and device that the model will be used with.
         tolerance: Largest relative error of a layer: root mean square of the output's error over
             the output's standard deviation, on data that the fit has not seen. 0.01 where no
             budget is given.
@@ -64,8 +64,10 @@ def plan(
             data that is not in the calibration; called with the model and with rewritten ones.
         max_drop: By how much ``evaluate`` may get worse, in its own unit.
         higher_is_better: Whether a good model has a high value.
-        calibration: Batches as the model takes them, varied and without labels; a quarter is kept
-            to verify. Without them the error is that of the weights (white noise).
+        calibration: Batches as the model takes them, varied, such as a list or a DataLoader; a
+            quarter is kept to verify. Labels, which stand beside what looks like the example
+            inputs, are dropped, and the plan says so. Without batches the error is that of the
+            weights (white noise).
         refine: Train what is replaced so that the model gives what the original gives; needs no
             labels. None does so where there are a budget for the model and calibration data.
         select: Layers that may be replaced; the others are kept. A glob for their names or those

@@ -13,7 +13,7 @@ from convfactor.model.inputs import ModelInputs
 from convfactor.model.selection import Patterns, Predicate
 from convfactor.model.sites import TransformSite
 from convfactor.planning import transforms
-from convfactor.planning.calibration import Split
+from convfactor.planning.batches import Split
 from convfactor.planning.memo import Memo
 from convfactor.planning.prepared import Prepared
 from convfactor.planning.quality import Quality

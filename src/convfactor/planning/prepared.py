@@ -18,7 +18,8 @@ from convfactor.model.reasons import Reason
 from convfactor.model.selection import Patterns, Predicate
 from convfactor.model.sites import Found, Site, TransformSite, TurnedAway
 from convfactor.planning import calibration
-from convfactor.planning.calibration import SiteData, Split
+from convfactor.planning.batches import Split
+from convfactor.planning.calibration import SiteData
 from convfactor.planning.layers import LARGEST_PATCH, Layer
 from convfactor.planning.pricing import Price
 from convfactor.planning.resume import decided

@@ -19,8 +19,8 @@ from convfactor.model.inputs import ModelInputs
 from convfactor.model.sites import Found, TransformSite
 from convfactor.planning import transforms
 from convfactor.planning.accounts import Try, account
+from convfactor.planning.batches import Split
 from convfactor.planning.bench import Candidate, Trial
-from convfactor.planning.calibration import Split
 from convfactor.planning.choices import Choice, Choices
 from convfactor.planning.effects import Allowance, Effect, proportional
 from convfactor.planning.frontier import Frontier, Memory, look_at
