@@ -80,6 +80,34 @@ def optimize(model: str = "mine:net", *more: str) -> int:
     return run("optimize", model, *given, "--objective", "macs", *more)
 
 
+@pytest.mark.parametrize(
+    ("calls", "written"),
+    [
+        (["1x2x12x12", "--call", "2.5*1x2x16x16"], ["1 x (1x2x12x12)", "2.5 x (1x2x16x16)"]),
+        (["3*2x2x8x9"], ["3 x (2x2x8x9)"]),
+    ],
+)
+def test_several_calls(folder, calls, written):
+    given = ["--output", "out", "--objective", "macs", "--structures", "cascade"]
+    assert run("optimize", "mine:pair", *given, "--call", *calls) == 0
+    assert [str(call) for call in Plan.load("out").calls] == written
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([], "give the shapes of the inputs: --input for one call, or --call for each"),
+        (["--input", "1x2", "--call", "1x2"], "give the shapes of the inputs"),
+        (["--call", "x*1x2"], "'x' is not a number of times"),
+        (["--call", "-1*1x2"], "'-1' is not a number of times"),
+        (["--call", "2*1x2,1y2"], "'1y2' is not a shape"),
+    ],
+)
+def test_calls_that_can_not_be_read(folder, capsys, given, message):
+    assert run("optimize", "mine:net", "--output", "out", *given) == 2
+    assert message in capsys.readouterr().err
+
+
 @pytest.fixture
 def state():
     return {"0.weight": conv().weight.detach(), "0.bias": torch.ones(2)}

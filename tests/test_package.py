@@ -20,9 +20,9 @@ ROOT = Path(__file__).parent.parent
 STUB = Path(convfactor.__file__).with_suffix(".pyi")
 SLOW = {"torch", "numpy", "rich", "cattrs", "jinja2", "safetensors", "matplotlib"}
 PUBLIC = [
-    "Bounds", "Cascade", "CascadeConv2d", "ConvGeometry", "Factorization", "Moments", "Plan",
-    "PlanMismatchError", "Stage", "StageShape", "Structure", "ToleranceError", "factorize", "fx",
-    "optimize", "plan", "wavelets",
+    "Bounds", "Cascade", "CascadeConv2d", "ConvGeometry", "Factorization", "Inputs", "Moments",
+    "Plan", "PlanMismatchError", "Stage", "StageShape", "Structure", "ToleranceError", "factorize",
+    "fx", "optimize", "plan", "wavelets",
 ]  # fmt: skip
 
 

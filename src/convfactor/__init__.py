@@ -15,6 +15,7 @@ _HOMES = {
     "CascadeConv2d": "convfactor.conv.layer",
     "ConvGeometry": "convfactor.conv.geometry",
     "Factorization": "convfactor.factorization.factorization",
+    "Inputs": "convfactor.model.inputs",
     "Moments": "convfactor.conv.moments",
     "Plan": "convfactor.plans.plan",
     "PlanMismatchError": "convfactor.errors",

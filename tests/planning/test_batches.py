@@ -146,7 +146,13 @@ def test_a_data_loader_with_labels_gives_what_the_images_give(budget, tmp_path):
     data = images(count=8)
     loader = DataLoader(TensorDataset(data, torch.zeros(8)), batch_size=2)
     model = Masked()
-    given = {"example_inputs": images(), "objective": "macs", "refine": False, **budget}
+    given = {
+        "example_inputs": images(),
+        "objective": "macs",
+        "structures": "cascade",
+        "refine": False,
+        **budget,
+    }
     fast, plan = convfactor.optimize(model, calibration=loader, **given)
     plain, other = convfactor.optimize(model, calibration=list(data.split(2)), **given)
     assert len(plan.replaced) == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import os
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
@@ -60,8 +61,13 @@ def _describe_model(optimize: ArgumentParser) -> None:
     optimize.add_argument("model", metavar="MODULE:FACTORY", help="function that makes the model")
     optimize.add_argument("--weights", type=Path, metavar="FILE", help=".safetensors, .pt or .pth")
     optimize.add_argument(
-        "--input", type=_shape, action="append", required=True, metavar="1x3x224x224",
+        "--input", type=_shape, action="append", metavar="1x3x224x224",
         help="shape of an input; repeat it for several inputs",
+    )  # fmt: skip
+    optimize.add_argument(
+        "--call", type=_call, action="append", metavar="[TIMES*]1x3x224x224[,1x10]",
+        help="shapes of the inputs of a call, in place of --input, and how often it counts; repeat "
+        "it for several calls, whose times are summed",
     )  # fmt: skip
     optimize.add_argument(
         "--calibration", metavar="FILE.npz|MODULE:FUNCTION",
@@ -152,6 +158,8 @@ def check(options: Namespace) -> None:
     Settings(**{**asked(options), **judge})
     if "model" in given:
         split("MODULE:FACTORY", options.model)
+    if options.command == "optimize" and ("input" in given) == ("call" in given):
+        raise ValueError("give the shapes of the inputs: --input for one call, or --call for each")
     if "weights" in given and not options.weights.is_file():
         raise FileNotFoundError(f"--weights must be a file, got {options.weights}")
     if "workers" in given and options.workers < 1:
@@ -179,6 +187,18 @@ def split(what: str, text: str) -> tuple[str, str]:
     if not (module and name):
         raise ValueError(f"{what} must be given as MODULE:NAME, got {text!r}")
     return module, name
+
+
+def _call(text: str) -> tuple[float, list[tuple[int, ...]]]:
+    """Read the shapes of a call, such as 3*1x3x224x224,1x10, and how often it counts."""
+    times, _, shapes = text.rpartition("*")
+    try:
+        count = float(times) if times else 1.0
+    except ValueError:
+        count = math.nan
+    if not 0 < count < math.inf:
+        raise argparse.ArgumentTypeError(f"{times!r} is not a number of times such as 3 or 0.5")
+    return count, [_shape(shape) for shape in shapes.split(",")]
 
 
 def _shape(text: str) -> tuple[int, ...]:

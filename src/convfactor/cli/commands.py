@@ -24,6 +24,7 @@ from convfactor.cli.given import (
     read_model,
 )
 from convfactor.cli.messages import say
+from convfactor.model.inputs import Inputs
 from convfactor.plans.plan import Plan
 from convfactor.plans.storage import PLAN_FILE, WEIGHTS_FILE
 
@@ -49,8 +50,7 @@ def _optimize(options: Namespace) -> None:
     device = read_device(options.device)
     calibration = None if options.calibration is None else read_calibration(options.calibration)
     model = read_model(options.model, options.weights).to(device, dtype)
-    generator = torch.Generator().manual_seed(options.seed)
-    inputs = tuple(torch.rand(s, generator=generator).to(device, dtype) for s in options.input)
+    calls = _calls(options, device, dtype)
     output: Path = options.output
     output.mkdir(parents=True, exist_ok=True)
     wanted = asked(options)
@@ -59,7 +59,7 @@ def _optimize(options: Namespace) -> None:
     with workers(options.workers, wanted) as executor:
         fast, plan = convfactor.optimize(
             model,
-            inputs,
+            calls,
             **wanted,
             select=[*options.select, *(f"!{pattern}" for pattern in options.skip)] or None,
             calibration=calibration and [moved(b, device, dtype) for b in calibration],
@@ -75,7 +75,7 @@ def _optimize(options: Namespace) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            torch.export.save(torch.export.export(fast.eval(), inputs), output / "model.pt2")
+            torch.export.save(torch.export.export(fast.eval(), calls[0].args), output / "model.pt2")
         written.append("model.pt2")
     except Exception as error:  # a model that torch can't export is still optimized
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
@@ -83,6 +83,15 @@ def _optimize(options: Namespace) -> None:
     shutil.rmtree(output / PARTIAL, ignore_errors=True)
     print(plan)
     say(f"wrote {', '.join(written)} to {output}")
+
+
+def _calls(options: Namespace, device: torch.device, dtype: torch.dtype) -> list[Inputs]:
+    """Random inputs of the shapes that are given."""
+    generator = torch.Generator().manual_seed(options.seed)
+    return [
+        Inputs(*(torch.rand(s, generator=generator).to(device, dtype) for s in shapes)).times(count)
+        for count, shapes in options.call or [(1, options.input)]
+    ]
 
 
 @contextlib.contextmanager

@@ -42,6 +42,7 @@ class Candidate:
         geometry: The convolution's integers, or None where it is not a 2-D convolution.
         obstacle: Why it can't be replaced, or None.
         shapes: Input shapes of the calls seen so far, with their numbers.
+        calls: Numbers of calls in each call of the model so far.
     """
 
     name: str
@@ -52,7 +53,8 @@ class Candidate:
     bias: Tensor | None
     geometry: ConvGeometry | None
     obstacle: Reason | None = None
-    shapes: Counter[InputShape] = field(default_factory=Counter)
+    shapes: dict[InputShape, float] = field(default_factory=dict)
+    calls: Counter[int] = field(default_factory=Counter)
 
     def found(self, obstacle: Reason | None) -> Found:
         """Write down what was seen."""
@@ -66,6 +68,7 @@ class Candidate:
             geometry=self.geometry,
             shapes=tuple(self.shapes.items()),
             fingerprint=fingerprint(self.weight) if self.weight_name else "",
+            calls=tuple(self.calls[i] for i in range(max(self.calls, default=-1) + 1)),
         )
         if self.geometry is None or obstacle is not None:
             return TurnedAway(subject, obstacle or unsupported("not a 2-D convolution"))

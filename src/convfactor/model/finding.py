@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import FrameType
 from typing import Any
 
@@ -18,7 +18,7 @@ from convfactor.conv.calls import ConvCall, is_about
 from convfactor.conv.layer import CascadeConv2d
 from convfactor.model import graphs
 from convfactor.model.candidates import Candidate, dtype_obstacle, of_modules, unsupported
-from convfactor.model.inputs import ModelInputs
+from convfactor.model.inputs import ModelInputs, Workload
 from convfactor.model.reasons import Reason
 from convfactor.model.selection import Patterns, Predicate
 from convfactor.model.sites import Found, InputShape, inside
@@ -35,7 +35,7 @@ UNCALLED = Reason("uncalled", "not called", "not called with the example inputs"
 
 def find(
     model: nn.Module,
-    inputs: ModelInputs,
+    inputs: Workload | ModelInputs,
     min_kernel_size: int = 5,
     select: Patterns | Predicate | None = None,
 ) -> list[Found]:
@@ -49,7 +49,7 @@ def find(
 
     Args:
         model: The model; it is left as it was.
-        inputs: Arguments to run it with.
+        inputs: One call, or several.
         min_kernel_size: Smallest longer side of a kernel to list.
         select: Which sites may be replaced; a function says so of (name, module).
 
@@ -57,8 +57,11 @@ def find(
         ValueError: A pattern of ``select`` matches none of them.
     """
     finder = _Finder(model, of_modules(model, min_kernel_size), min_kernel_size)
+    workload = Workload.of(inputs)
     with finder.watching():
-        inputs.run(model)
+        for finder.call, call in enumerate(workload.calls):
+            finder.weight = workload.weights[finder.call]
+            call.run(model)
     seen = [c for c in finder.in_order() if not isinstance(c.weight, UninitializedParameter)]
     functional = {id(one.weight) for one in seen if one.kind == "functional"}
     # A module that only lends its weight to a functional call is not one more layer.
@@ -85,11 +88,40 @@ def find(
     ]
 
 
+def reaching(
+    model: nn.Module,
+    workload: Workload,
+    batches: Iterable[ModelInputs],
+    min_kernel_size: int = 5,
+) -> list[ModelInputs]:
+    """The batches that are the first to reach a large kernel, which no call before them reaches.
+
+    Args:
+        model: The model; it is left as it was.
+        workload: Calls that are made before.
+        batches: Further calls; not made where all large kernels were reached.
+        min_kernel_size: Smallest longer side of a large kernel.
+    """
+    finder = _Finder(model, of_modules(model, min_kernel_size), min_kernel_size)
+    found = []
+    with finder.watching():
+        for call in workload.calls:
+            call.run(model)
+        for batch in () if finder.complete() else batches:
+            before = finder.reached()
+            batch.run(model)
+            if finder.reached() > before:
+                found.append(batch)
+    return found
+
+
 class _Finder(Watcher[Candidate]):
     """A watcher that notes every functional call it has not seen, and the calls of transforms."""
 
     def __init__(self, model: nn.Module, sites: list[Candidate], min_kernel_size: int) -> None:
         super().__init__(model, sites, self._count)
+        self.call = 0
+        self.weight = 1.0
         self.transforms = of_model(model)
         self._least = min_kernel_size
         self._order: dict[Candidate, int] = {}
@@ -106,6 +138,19 @@ class _Finder(Watcher[Candidate]):
     def in_order(self) -> list[Candidate]:
         """The candidates in the order of their first call; those that were not called come last."""
         return sorted(self.sites, key=lambda site: self._order.get(site, len(self._order)))
+
+    def reached(self) -> int:
+        """How many sites and transforms that may be replaced were called."""
+        sites = sum(site.obstacle is None and bool(site.shapes) for site in self.sites)
+        return sites + sum(t.obstacle is None and bool(t.calls) for t in self.transforms.values())
+
+    def complete(self) -> bool:
+        """Whether all large kernels and transforms were called, as far as weights tell."""
+        called = {id(site.weight) for site in self.sites if site.shapes or site.obstacle}
+        tensors = (*self.model.parameters(), *self.model.buffers())
+        large = (t for t in tensors if t.dim() == 4 and max(t.shape[2:]) >= self._least)
+        transforms = (one.calls or one.obstacle for one in self.transforms.values())
+        return all(id(tensor) in called for tensor in large) and all(transforms)
 
     def other_use(self, site: Candidate) -> Reason | None:
         """Where the weight of a site is read past it, which what takes its place would not see."""
@@ -150,7 +195,9 @@ class _Finder(Watcher[Candidate]):
     def _count(self, site: Candidate, x: Tensor) -> None:
         """Note the shape of a call."""
         self._order.setdefault(site, len(self._order))
-        site.shapes[InputShape.of(x)] += 1
+        shape = InputShape.of(x)
+        site.shapes[shape] = site.shapes.get(shape, 0) + self.weight
+        site.calls[self.call] += 1
         names = self._names[id(self.inside)]
         if site.kind == "functional":
             site.owners += tuple(name for name in names if name not in site.owners)

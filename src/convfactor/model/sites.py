@@ -41,8 +41,10 @@ class Subject:
         dtype: Dtype of the weight.
         kernel_size: Taps per side.
         geometry: The convolution's integers, None where it is not a 2-D convolution.
-        shapes: Input shapes of the calls, with their numbers in one run of the model.
+        shapes: Input shapes of the calls, with their numbers in one run of the workload, in which
+            a call of the model counts as often as its weight says.
         fingerprint: Digest of the weight, or of the transform's filters and arguments.
+        calls: Numbers of calls in each call of the model.
     """
 
     name: str
@@ -52,8 +54,9 @@ class Subject:
     dtype: str
     kernel_size: tuple[int, ...]
     geometry: ConvGeometry | None
-    shapes: tuple[tuple[InputShape, int], ...]
+    shapes: tuple[tuple[InputShape, float], ...]
     fingerprint: str
+    calls: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

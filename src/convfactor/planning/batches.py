@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from convfactor.model.inputs import ModelInputs
+from convfactor.model.inputs import Inputs, ModelInputs, Workload
 from convfactor.plans.circumstances import HeldOut
 
 HELD_OUT_FRACTION = 0.25
@@ -37,10 +37,15 @@ class Split:
     labels: tuple[str, ...] = ()
 
     @property
+    def all(self) -> tuple[ModelInputs, ...]:
+        """All batches."""
+        return (*self.fit, *self.held_out)
+
+    @property
     def identity(self) -> HeldOut:
         """How much there is, and a digest that tells data apart."""
         digest = hashlib.sha256()
-        for batch in (*self.fit, *self.held_out):
+        for batch in self.all:
             for tensor in batch.tensors:
                 plain = tensor.detach().cpu().contiguous().flatten()
                 digest.update(plain.view(torch.uint8).numpy().tobytes())
@@ -70,6 +75,11 @@ def split(calibration: Iterable[Any], *examples: ModelInputs) -> Split:
         )
     batches, labels = [], set[str]()
     for i, value in enumerate(calibration):
+        if isinstance(value, Inputs) and value.weight != 1:
+            raise ValueError(
+                f"calibration batch {i} must count once, got times({value.weight:g}); times is for "
+                "example_inputs, repeat the batch instead"
+            )
         batch, places = _unlabelled(value, examples)
         batches.append(read_inputs(f"calibration batch {i}", batch))
         _check(i, batches[-1], examples)
@@ -90,12 +100,33 @@ def split(calibration: Iterable[Any], *examples: ModelInputs) -> Split:
     )
 
 
+def read_workload(value: Any) -> Workload:
+    """Read ``example_inputs``: one call in any form, or several as ``Inputs``.
+
+    Raises:
+        TypeError: Some are ``Inputs`` and some are not, or one holds no tensor.
+        ValueError: All tensors of one are empty.
+    """
+    several = isinstance(value, (tuple, list)) and any(isinstance(one, Inputs) for one in value)
+    if not several:
+        call = read_inputs("example_inputs", value)
+        return Workload((call,), (value.weight if isinstance(value, Inputs) else 1.0,))
+    others = {type(one).__name__ for one in value if not isinstance(one, Inputs)}
+    if others:
+        raise TypeError(
+            "example_inputs must be one call or a list of convfactor.Inputs, got a list of Inputs "
+            f"and {' and '.join(sorted(others))}; wrap every call: Inputs(x, ...)"
+        )
+    calls = (read_inputs(f"example_inputs[{i}]", one) for i, one in enumerate(value))
+    return Workload(tuple(calls), tuple(one.weight for one in value))
+
+
 def read_inputs(argument: str, value: Any) -> ModelInputs:
     """Read what a model is to be called with, which must hold a tensor.
 
     Args:
         argument: What the user calls it.
-        value: A tensor, a tuple or list of arguments, or a mapping of keyword arguments.
+        value: A tensor, a tuple or list of arguments, a mapping of keyword arguments, or Inputs.
 
     Raises:
         TypeError: There is no tensor in it.

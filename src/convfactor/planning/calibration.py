@@ -100,7 +100,7 @@ def _keep_held_out(
 
 def _quota(collector: MomentsCollector, site: Site, batches: int) -> int:
     """Patches to take per call."""
-    calls = max(1, sum(count for _, count in site.subject.shapes))
+    calls = max(site.subject.calls, default=1)
     return math.ceil(patch_budget(collector.geometry, collector.margin) / (batches * calls))
 
 

@@ -10,25 +10,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 from torch.utils._pytree import tree_structure
 
 from convfactor.conv.formats import FORMATS
 from convfactor.errors import PlanMismatchError, ToleranceError
-from convfactor.latency import FEWEST_ROUNDS, Clock, compare
+from convfactor.latency import Clock, compare
 from convfactor.model import rewrite
 from convfactor.model.copies import copied, isolated, quiet, told
-from convfactor.model.formats import in_format
-from convfactor.model.inputs import ModelInputs
+from convfactor.model.finding import reaching
+from convfactor.model.inputs import ModelInputs, Workload
 from convfactor.model.reasons import Reason
 from convfactor.model.selection import Patterns, Predicate, Select
 from convfactor.model.selection import read as read_select
 from convfactor.planning.arguments import check_checkpoint, check_model
-from convfactor.planning.batches import Split, read_inputs, split
+from convfactor.planning.batches import Split, read_workload, split
 from convfactor.planning.judge import Judge
 from convfactor.planning.planner import make_plan
 from convfactor.planning.quality import Drop, Evaluate, OutputError, Quality
+from convfactor.planning.whole import time_models
 from convfactor.plans.decisions import WholeModel
 from convfactor.plans.plan import Plan
 from convfactor.plans.settings import Settings
@@ -45,7 +45,7 @@ class Job:
 
     original: nn.Module
     model: nn.Module
-    inputs: ModelInputs
+    inputs: Workload
     batches: Split | None
     settings: Settings
     select: Patterns | Predicate | None
@@ -69,29 +69,36 @@ class Job:
         check_model(model)
         check_checkpoint(checkpoint)
         chosen = read_select(select)
-        inputs = read_inputs("example_inputs", example_inputs)
+        inputs = read_workload(example_inputs)
         batches = None
         if calibration is not None:
-            batches = split(calibration, inputs)
+            batches = split(calibration, *inputs.calls)
         elif settings.refine:
             raise ValueError("refine needs calibration: batches for the model to be trained on")
         worker = copied(model)
         worker.eval()  # which need not return the model
         with isolated(settings.seed):
             trial = copied(worker)  # the first run may change a model, or make its layers
-            _try(trial, inputs, "example_inputs must be what the model takes")
-            tried = {_form(inputs)}
+            tried = set()
+            for call in inputs.calls:
+                _try(trial, call, "example_inputs must be what the model takes")
+                tried.add(_form(call))
             for batch in (*batches.fit, *batches.held_out) if batches else ():
                 if _form(batch) not in tried:
                     _try(trial, batch, "calibration batches must be what the model takes")
                     tried.add(_form(batch))
+            if batches is not None:
+                more = reaching(copied(worker), inputs, batches.all, settings.min_kernel_size)
+                inputs = inputs.extended(more)
         folder = None if checkpoint is None else Path(checkpoint)
         return cls(model, worker, inputs, batches, settings, chosen, folder, clock)
 
     @functools.cached_property
     def judge(self) -> Judge:
         """What runs the whole model."""
-        return Judge(self.model, self.inputs, () if self.batches is None else self.batches.held_out)
+        return Judge(
+            self.model, self.inputs.calls, () if self.batches is None else self.batches.held_out
+        )
 
     @functools.cached_property
     def quality(self) -> Quality | None:
@@ -107,7 +114,7 @@ class Job:
         if settings.model_tolerance is None:
             return None
         batches = () if self.batches is None else self.batches.held_out
-        return OutputError(self.model, batches or (self.inputs,), settings.model_tolerance, seed)
+        return OutputError(self.model, batches or self.inputs.calls, settings.model_tolerance, seed)
 
     def plan(self, strict: bool, progress: bool | None) -> Plan:
         """Make the plan."""
@@ -192,16 +199,9 @@ class Job:
         errors = self.judge.errors(chosen)
         if self.settings.objective == "macs":
             return WholeModel(errors, None, None, "as given")
-        pairs = [in_format([self.model, fast], self.inputs, name) for name in FORMATS]
-        calls = [
-            lambda model=model, inputs=inputs: inputs.run(model)
-            for models, inputs in pairs
-            for model in models
-        ]
-        device = next((t.device for t in self.inputs.tensors), torch.device("cpu"))
-        timings = self.clock(calls, device, WHOLE_SECONDS, FEWEST_ROUNDS)
-        before = min(timings[0::2], key=lambda t: t.median)
-        after, name = min(zip(timings[1::2], FORMATS, strict=True), key=lambda p: p[0].median)
+        times = time_models([self.model, fast], self.inputs, self.clock, WHOLE_SECONDS)
+        before = min(times[0], key=lambda t: t.median)
+        after, name = min(zip(times[1], FORMATS, strict=True), key=lambda p: p[0].median)
         return WholeModel(errors, before, after, name)
 
 

@@ -55,7 +55,9 @@ def plan(
         model: A trained model that runs on ``example_inputs``; it is analysed as a copy in
             evaluation mode.
         example_inputs: A tensor, a tuple of arguments, or a mapping of keyword arguments such as
-            a BatchFeature, of the shapes, dtype and device that the model will be used with.
+            a BatchFeature, of the shapes, dtype and device that the model will be used with. Or a
+            list of calls, ``[Inputs(x), Inputs(y, mask=m).times(3)]``, whose times are summed.
+            Calibration batches that reach layers which no call reaches are added to them.
         tolerance: Largest relative error of a layer: root mean square of the output's error over
             the output's standard deviation, on data that the fit has not seen. 0.01 where no
             budget is given.

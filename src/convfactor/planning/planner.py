@@ -9,7 +9,7 @@ from rich.progress import Progress
 from torch import nn
 
 from convfactor.latency import Clock, compare
-from convfactor.model.inputs import ModelInputs
+from convfactor.model.inputs import Workload
 from convfactor.model.selection import Patterns, Predicate
 from convfactor.model.sites import TransformSite
 from convfactor.planning import transforms
@@ -27,7 +27,7 @@ from convfactor.progress import steps
 
 def make_plan(
     model: nn.Module,
-    inputs: ModelInputs,
+    inputs: Workload,
     batches: Split | None,
     settings: Settings,
     select: Patterns | Predicate | None,
@@ -44,7 +44,7 @@ def make_plan(
 
     Args:
         model: The model; it is left as it was.
-        inputs: Example inputs.
+        inputs: Calls that stand for its use.
         batches: Calibration data, or None for white noise.
         settings: What was asked for.
         select: Which sites may be replaced; a function says so of (name, module).

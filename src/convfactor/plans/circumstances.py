@@ -84,4 +84,25 @@ class HeldOut:
         )
 
 
+@dataclass(frozen=True)
+class Call:
+    """A call of the model that was made to find its layers, and timed.
+
+    Attributes:
+        shapes: Of the tensors that it was given.
+        weight: How often it counts.
+        added: Whether it is a calibration batch that reaches layers which no other call reaches.
+    """
+
+    shapes: tuple[tuple[int, ...], ...]
+    weight: float
+    added: bool
+
+    def __str__(self) -> str:
+        """Tell it."""
+        shapes = ", ".join("x".join(map(str, shape)) or "scalar" for shape in self.shapes)
+        added = ", a calibration batch, for the layers that only it reaches" if self.added else ""
+        return f"{self.weight:g} x ({shapes}){added}"
+
+
 Calibration = WhiteNoise | HeldOut

@@ -38,6 +38,7 @@ class Plan(Decisions):
         calibration: What the errors were measured on.
         whole: The whole model before and after; None where nothing was applied.
         spending: What became of a budget for the whole model; None where each layer had its own.
+        calls: The calls that stand for the use of the model; times are those of all of them.
     """
 
     def apply(self, model: nn.Module) -> nn.Module:
