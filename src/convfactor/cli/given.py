@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_model
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from convfactor.cli.arguments import ARCHIVE, split
 
@@ -54,6 +55,18 @@ def _call(text: str, what: str, convert: Callable[[Any], Any] = lambda value: va
         return convert(function())
     except Exception as error:  # whatever the user's function raises
         raise ValueError(f"{what} {text!r} raised {_words(error)}") from error
+
+
+def read_program(file: str) -> ExportedProgram:
+    """Load an exported program.
+
+    Raises:
+        ValueError: The file is damaged.
+    """
+    try:
+        return torch.export.load(file)
+    except Exception as error:  # readers of damaged files raise all kinds
+        raise ValueError(f"{file} can't be read as an exported program: {_words(error)}") from error
 
 
 def read_model(text: str, weights: Path | None) -> nn.Module:

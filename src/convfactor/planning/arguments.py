@@ -7,13 +7,15 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch._ops import OpOverload
 
 
 def check_model(model: nn.Module) -> None:
     """Refuse a model whose layers can't be seen or solved."""
     if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+        raise TypeError(
+            "model must be a torch.nn.Module or a torch.export.ExportedProgram, got "
+            f"{type(model).__name__}"
+        )
     modules = list(model.modules())
     checks = (
         (
@@ -26,12 +28,6 @@ def check_model(model: nn.Module) -> None:
             TypeError,
             "must not be scripted or traced by torch.jit: optimize the nn.Module first, then "
             "torch.export or torch.jit.trace the result",
-        ),
-        (
-            any(map(_holds_exported_convolutions, modules)),
-            TypeError,
-            "must not come from torch.export, whose convolutions are not seen: optimize the "
-            "nn.Module first, then export it",
         ),
         (
             any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())),
@@ -48,14 +44,6 @@ def _is_scripted_conv(module: nn.Module) -> bool:
     """Whether a part that torch.jit made may hide a 2-D convolution; an activation may stay."""
     return isinstance(module, torch.jit.ScriptModule) and any(
         weight.dim() == 4 for weight in module.parameters()
-    )
-
-
-def _holds_exported_convolutions(module: nn.Module) -> bool:
-    """Whether a graph calls convolutions as operators of aten."""
-    return isinstance(module, torch.fx.GraphModule) and any(
-        isinstance(node.target, OpOverload) and "conv" in node.target.name()
-        for node in module.graph.nodes
     )
 
 

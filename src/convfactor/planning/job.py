@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+from torch.export import ExportedProgram
 from torch.utils._pytree import tree_structure
 
 from convfactor.conv.formats import FORMATS
 from convfactor.errors import PlanMismatchError, ToleranceError
 from convfactor.latency import Clock, compare
-from convfactor.model import rewrite
+from convfactor.model import programs, rewrite
 from convfactor.model.copies import copied, isolated, quiet, told
 from convfactor.model.finding import reaching
 from convfactor.model.inputs import ModelInputs, Workload
@@ -41,8 +42,12 @@ UNDONE = 0.1
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """Checked arguments, and a copy of the model that can be run."""
+    """Checked arguments, and a copy of the model that can be run.
 
+    Of an exported program, the original is its graph.
+    """
+
+    given: nn.Module | ExportedProgram
     original: nn.Module
     model: nn.Module
     inputs: Workload
@@ -57,7 +62,7 @@ class Job:
     @classmethod
     def read(
         cls,
-        model: nn.Module,
+        given: nn.Module | ExportedProgram,
         example_inputs: Any,
         calibration: Any,
         settings: Settings,
@@ -66,6 +71,7 @@ class Job:
         clock: Clock = compare,
     ) -> Job:
         """Check everything before any long work; the arguments are those of ``optimize``."""
+        model, example_inputs = _runnable(given, example_inputs)
         check_model(model)
         check_checkpoint(checkpoint)
         chosen = read_select(select)
@@ -91,7 +97,7 @@ class Job:
                 more = reaching(copied(worker), inputs, batches.all, settings.min_kernel_size)
                 inputs = inputs.extended(more)
         folder = None if checkpoint is None else Path(checkpoint)
-        return cls(model, worker, inputs, batches, settings, chosen, folder, clock)
+        return cls(given, model, worker, inputs, batches, settings, chosen, folder, clock)
 
     @functools.cached_property
     def judge(self) -> Judge:
@@ -137,13 +143,15 @@ class Job:
             _demand_budget(result)
         return result
 
-    def optimize(self, strict: bool, progress: bool | None) -> tuple[nn.Module, Plan]:
+    def optimize(
+        self, strict: bool, progress: bool | None
+    ) -> tuple[nn.Module | ExportedProgram, Plan]:
         """Make the plan and the faster model."""
         chosen = self.plan(strict, progress)
         with reporting(progress) as display, isolated(self.settings.seed):
             display.add_task("comparing the whole model", total=None, detail="")
             chosen = self._accounted(self.compare(chosen))
-            return chosen.apply(self.original), chosen
+            return chosen.apply(self.given), chosen
 
     def _selecting(self) -> Patterns | Predicate | None:
         """Show the user's own modules to a function, which may compare their identity."""
@@ -203,6 +211,15 @@ class Job:
         before = min(times[0], key=lambda t: t.median)
         after, name = min(zip(times[1], FORMATS, strict=True), key=lambda p: p[0].median)
         return WholeModel(errors, before, after, name)
+
+
+def _runnable(given: Any, example_inputs: Any) -> tuple[Any, Any]:
+    """The graph of an exported program, and its example inputs; any other model as it is."""
+    if not isinstance(given, ExportedProgram):
+        return given, example_inputs
+    graph = programs.graph_of(given)
+    programs.exported(graph, given)  # refuses what torch can't export again
+    return graph, programs.inputs_of(given) if example_inputs is None else example_inputs
 
 
 def _demand_budget(chosen: Plan) -> None:

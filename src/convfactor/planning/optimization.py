@@ -7,9 +7,10 @@ import os
 from collections.abc import Iterable
 from concurrent.futures import Executor
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, cast
 
 from torch import nn
+from torch.export import ExportedProgram
 
 from convfactor.model.selection import Select
 from convfactor.planning.arguments import check_budget
@@ -18,10 +19,12 @@ from convfactor.planning.quality import Evaluate
 from convfactor.plans.plan import Plan
 from convfactor.plans.settings import Settings
 
+M = TypeVar("M", nn.Module, ExportedProgram)
+
 
 def plan(
-    model: nn.Module,
-    example_inputs: Any,
+    model: nn.Module | ExportedProgram,
+    example_inputs: Any = None,
     tolerance: float | None = None,
     *,
     model_tolerance: float | None = None,
@@ -53,11 +56,12 @@ def plan(
 
     Args:
         model: A trained model that runs on ``example_inputs``; it is analysed as a copy in
-            evaluation mode.
+            evaluation mode. Or a program that ``torch.export`` made of one in evaluation mode.
         example_inputs: A tensor, a tuple of arguments, or a mapping of keyword arguments such as
             a BatchFeature, of the shapes, dtype and device that the model will be used with. Or a
             list of calls, ``[Inputs(x), Inputs(y, mask=m).times(3)]``, whose times are summed.
-            Calibration batches that reach layers which no call reaches are added to them.
+            Calibration batches that reach layers which no call reaches are added to them. None
+            for those that an exported program holds.
         tolerance: Largest relative error of a layer: root mean square of the output's error over
             the output's standard deviation, on data that the fit has not seen. 0.01 where no
             budget is given.
@@ -96,8 +100,9 @@ def plan(
 
     Raises:
         ValueError: An argument is out of range, two budgets are given, the model does not run on
-            the example inputs, its weights are not finite or not loaded, the calibration does not
-            fit, a pattern of ``select`` matches no layer, or ``evaluate`` fails.
+            the example inputs, was exported in training mode or can't be exported again, its
+            weights are not finite or not loaded, the calibration does not fit, a pattern of
+            ``select`` matches no layer, or ``evaluate`` fails.
         TypeError: ``model`` is not a module whose layers can be seen, ``example_inputs`` holds no
             tensor, ``calibration`` is not an iterable of batches, ``select`` is neither a pattern
             nor a function, ``evaluate`` is not a function, or ``checkpoint`` is not a path.
@@ -127,8 +132,8 @@ def plan(
 
 
 def optimize(
-    model: nn.Module,
-    example_inputs: Any,
+    model: M,
+    example_inputs: Any = None,
     tolerance: float | None = None,
     *,
     model_tolerance: float | None = None,
@@ -148,7 +153,7 @@ def optimize(
     checkpoint: str | os.PathLike[str] | None = None,
     time_limit: float | None = None,
     executor: Executor | None = None,
-) -> tuple[nn.Module, Plan]:
+) -> tuple[M, Plan]:
     """Make a copy of a trained model whose large-kernel convolutions run faster.
 
     The model is planned (see ``plan`` for the arguments and errors), a copy is rewritten, and the
@@ -157,6 +162,8 @@ def optimize(
 
     Returns:
         The faster model and the plan; where nothing is gained, an unchanged copy and the reasons.
+        Of an exported program, one with the same signature, dynamic shapes and dialect; parameters
+        of layers that stay keep their names.
 
     Example:
         >>> import torch
@@ -185,11 +192,12 @@ def optimize(
         min_kernel_size=min_kernel_size,
         seed=seed,
     )
-    return job.optimize(strict, progress)
+    fast, chosen = job.optimize(strict, progress)
+    return cast(M, fast), chosen
 
 
 def _job(
-    model: nn.Module,
+    model: nn.Module | ExportedProgram,
     example_inputs: Any,
     calibration: Iterable[Any] | None,
     evaluate: Evaluate | None,
