@@ -39,7 +39,7 @@ def find(
     min_kernel_size: int = 5,
     select: Patterns | Predicate | None = None,
 ) -> list[Found]:
-    """Run a model once and list its large-kernel convolutions in the order of their first call.
+    """Run a model and list its large-kernel convolutions in the order of their first call.
 
     Modules are seen through hooks and functional calls through torch's function mode, so models
     that can't be traced are seen as well. A module registered under several names, and modules

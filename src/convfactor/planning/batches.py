@@ -138,9 +138,11 @@ def read_inputs(argument: str, value: Any) -> ModelInputs:
         arrays = any(isinstance(leaf, np.ndarray) for leaf in leaves)
         lists = isinstance(value, Mapping) and any(isinstance(v, list) for v in value.values())
         way_out = "; ask the processor for return_tensors='pt'" if lists else ""
+        if arrays and not lists:
+            way_out = "; use torch.from_numpy"
         raise TypeError(
             f"{argument} must hold a tensor, such as torch.rand(1, 3, 24, 24), "
-            f"got {_described(value)}" + ("; use torch.from_numpy" if arrays else way_out)
+            f"got {_described(value)}{way_out}"
         )
     if not any(tensor.numel() for tensor in inputs.tensors):
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in inputs.tensors)
