@@ -37,8 +37,9 @@ from convfactor.factorization.budget import Budget
 from convfactor.model.finding import find
 from convfactor.model.inputs import ModelInputs
 from convfactor.model.sites import Site
+from convfactor.planning.batches import split
 from convfactor.planning.bench import Bench, Candidate
-from convfactor.planning.calibration import SiteData, collect, split
+from convfactor.planning.calibration import SiteData, collect
 from convfactor.planning.layers import Layer
 from convfactor.planning.pricing import Price
 from convfactor.plans.settings import Settings

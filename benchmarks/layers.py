@@ -34,8 +34,9 @@ from convfactor.model.finding import find
 from convfactor.model.formats import in_format
 from convfactor.model.inputs import ModelInputs
 from convfactor.model.sites import Site
+from convfactor.planning.batches import split
 from convfactor.planning.bench import Bench, Candidate, Trial
-from convfactor.planning.calibration import SiteData, collect, split
+from convfactor.planning.calibration import SiteData, collect
 from convfactor.planning.layers import Layer
 from convfactor.planning.pricing import Price, Stopwatch
 from convfactor.plans.decisions import Kept, Replaced

@@ -39,7 +39,8 @@ from convfactor.factorization.families import dilated, full, separable_pair
 from convfactor.factorization.solvers import Problem, Request, alternating, dense, solve
 from convfactor.model.finding import find
 from convfactor.model.inputs import ModelInputs
-from convfactor.planning.calibration import Split, collect
+from convfactor.planning.batches import Split
+from convfactor.planning.calibration import collect
 from convfactor.wavelets import synthesis_kernels
 
 COLOUR = ("chelsea.png", "coffee.png", "rocket.jpg", "hubble_deep_field.jpg", "retina.jpg",

@@ -80,6 +80,34 @@ def optimize(model: str = "mine:net", *more: str) -> int:
     return run("optimize", model, *given, "--objective", "macs", *more)
 
 
+@pytest.mark.parametrize(
+    ("calls", "written"),
+    [
+        (["1x2x12x12", "--call", "2.5*1x2x16x16"], ["1 x (1x2x12x12)", "2.5 x (1x2x16x16)"]),
+        (["3*2x2x8x9"], ["3 x (2x2x8x9)"]),
+    ],
+)
+def test_several_calls(folder, calls, written):
+    given = ["--output", "out", "--objective", "macs", "--structures", "cascade"]
+    assert run("optimize", "mine:pair", *given, "--call", *calls) == 0
+    assert [str(call) for call in Plan.load("out").calls] == written
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([], "give the shapes of the inputs: --input for one call, or --call for each"),
+        (["--input", "1x2", "--call", "1x2"], "--input is for one call and --call for each"),
+        (["--call", "x*1x2"], "'x' is not a number of times"),
+        (["--call", "0*1x2"], "'0' is not a number of times"),
+        (["--call", "2*1x2,1y2"], "'1y2' is not a shape"),
+    ],
+)
+def test_calls_that_can_not_be_read(folder, capsys, given, message):
+    assert run("optimize", "mine:net", "--output", "out", *given) == 2
+    assert message in capsys.readouterr().err
+
+
 @pytest.fixture
 def state():
     return {"0.weight": conv().weight.detach(), "0.bias": torch.ones(2)}
@@ -317,7 +345,7 @@ def test_help_and_version(capsys):
         (["optimize", "--help"], 0, "MODULE:FACTORY"),
         (["--version"], 0, __version__),
         ([], 2, "required: COMMAND"),
-        (["optimize", "mine:net", "--output", "out"], 2, "required: --input"),
+        (["optimize", "mine:net", "--output", "out"], 2, "give the shapes of the inputs: --input"),
         (["demo", "--max-drop", "much"], 2, "invalid float value: 'much'"),
         (["demo", "--max-drop", "-5"], 2, "max_drop must be a number >= 0"),
         (["demo", "--output", "mine.py"], 2, "--output must be a folder"),
@@ -349,3 +377,69 @@ def test_an_interrupted_run_says_how_to_go_on(folder, capsys, monkeypatch):
     monkeypatch.setattr("convfactor.optimize", interrupt)
     assert optimize() == 130
     assert "run the same command again" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "replaced"),
+    [
+        (["--select", "0"], ["0"]),
+        (["--select", "0", "--select", "2"], ["0", "2"]),
+        (["--skip", "0"], ["2"]),
+        (["--select", "*", "--skip", "2", "--skip", "0"], []),
+    ],
+)
+def test_layers_are_selected_by_patterns(folder, given, replaced):
+    assert optimize("mine:pair", *given) == 0
+    plan = Plan.load("out")
+    assert [entry.name for entry in plan.entries] == ["0", "2"]
+    assert [entry.name for entry in plan.entries if entry.replaced] == replaced
+
+
+def test_a_pattern_that_matches_nothing_is_a_mistake(folder, capsys):
+    assert optimize("mine:pair", "--skip", "head") == 2
+    assert "select: '!head' matches none of the layers" in capsys.readouterr().err
+
+
+@pytest.fixture
+def program(folder):
+    """An exported program of any batch size in the working folder."""
+    size = torch.export.Dim("size", max=64)
+    given = torch.export.export(conv().eval(), (images(count=2),), dynamic_shapes=({0: size},))
+    torch.export.save(given, "given.pt2")
+    return given
+
+
+@pytest.mark.parametrize("more", [[], ["--input", "3x2x12x12", "--calibration", "mine:data"]])
+def test_an_exported_program_in_and_one_out(folder, capsys, program, more):
+    given = ["--output", "out", "--objective", "macs", "--structures", "cascade"]
+    assert run("optimize", "given.pt2", *given, "--tolerance", "0.001", *more) == 0
+    files = {path.name for path in (folder / "out").iterdir()}
+    assert files == {
+        "plan.json", "cascades.safetensors", "table.txt", "report.html", "model.pt2",
+    }  # fmt: skip
+    plan = Plan.load("out")
+    assert [str(call) for call in plan.calls] == [f"1 x ({3 if more else 2}x2x12x12)"]
+    fast = torch.export.load("out/model.pt2")
+    assert len(fast.graph_signature.parameters) > len(program.graph_signature.parameters)
+    x = images(1, count=5)
+    torch.testing.assert_close(fast.module()(x), program.module()(x), rtol=0, atol=1e-5)
+    assert run("show", "out", "--model", "given.pt2", "--html", "page.html") == 0
+    assert "<svg" in (folder / "page.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["absent.pt2"], "model must be a file or MODULE:FACTORY, got absent.pt2"),
+        (["junk.pt2"], "junk.pt2 can't be read as an exported program"),
+        (["given.pt2", "--weights", "given.pt2"], "--weights is for MODULE:FACTORY, given.pt2"),
+        (["given.pt2", "--dtype", "float64"], "--device and --dtype are for MODULE:FACTORY"),
+        (["given.pt2", "--input", "1x3x12x12"], "example_inputs must be what the model takes"),
+        (["model.pt2", "--output", "."], "--output must be another folder, the result would"),
+    ],
+)
+def test_programs_that_can_not_be_optimized(folder, capsys, program, given, message):
+    (folder / "junk.pt2").write_bytes(b"junk")
+    torch.export.save(program, "model.pt2")
+    assert run("optimize", "--output", "out", *given) == 2
+    assert message in capsys.readouterr().err

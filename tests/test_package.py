@@ -21,9 +21,9 @@ STUB = Path(convfactor.__file__).with_suffix(".pyi")
 SLOW = {"torch", "numpy", "rich", "cattrs", "jinja2", "safetensors", "matplotlib"}
 PUBLIC = [
     "Bounds", "Cascade", "CascadeConv2d", "CascadeConvNd", "ConvGeometry", "Factorization",
-    "Moments", "Plan",
-    "PlanMismatchError", "Stage", "StageShape", "Structure", "ToleranceError", "factorize", "fx",
-    "optimize", "plan", "wavelets",
+    "Inputs",
+    "Moments", "Plan", "PlanMismatchError", "Stage", "StageShape", "Structure", "ToleranceError",
+    "factorize", "fx", "optimize", "plan", "wavelets",
 ]  # fmt: skip
 
 

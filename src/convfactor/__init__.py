@@ -16,6 +16,7 @@ _HOMES = {
     "CascadeConvNd": "convfactor.conv.framed",
     "ConvGeometry": "convfactor.conv.geometry",
     "Factorization": "convfactor.factorization.factorization",
+    "Inputs": "convfactor.model.inputs",
     "Moments": "convfactor.conv.moments",
     "Plan": "convfactor.plans.plan",
     "PlanMismatchError": "convfactor.errors",

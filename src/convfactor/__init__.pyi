@@ -16,6 +16,7 @@ from convfactor.errors import PlanMismatchError as PlanMismatchError
 from convfactor.errors import ToleranceError as ToleranceError
 from convfactor.factorization.factorization import Factorization as Factorization
 from convfactor.factorization.factorize import factorize as factorize
+from convfactor.model.inputs import Inputs as Inputs
 from convfactor.planning.optimization import optimize as optimize
 from convfactor.planning.optimization import plan as plan
 from convfactor.plans.plan import Plan as Plan

@@ -43,6 +43,22 @@ class Timing:
         return 0.93 * self.spread / math.sqrt(self.rounds)
 
 
+def weighted(timings: Sequence[Timing], weights: Sequence[float]) -> Timing:
+    """Seconds of several calls in all, as if they were all slow, or all fast, at once.
+
+    Args:
+        timings: Of each call.
+        weights: How often each is made.
+    """
+    pairs = list(zip(timings, weights, strict=True))
+    return Timing(
+        sum(weight * t.median for t, weight in pairs),
+        sum(weight * t.low for t, weight in pairs),
+        sum(weight * t.high for t, weight in pairs),
+        min(t.rounds for t in timings),
+    )
+
+
 # Times several calls on a device, for some seconds and for a least number of rounds.
 Clock = Callable[[Sequence[Callable[[], object]], torch.device, float, int], list[Timing]]
 

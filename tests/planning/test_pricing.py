@@ -8,7 +8,7 @@ from convfactor import ConvGeometry
 from convfactor.factorization.families import full, separable_pair
 from convfactor.latency import Timing
 from convfactor.model.sites import InputShape
-from convfactor.planning.pricing import Multiplies, Stopwatch, convolution
+from convfactor.planning.pricing import Multiplies, Stopwatch
 
 KERNEL = ConvGeometry(4, 4, (7, 7), padding=(3, 3, 3, 3))
 

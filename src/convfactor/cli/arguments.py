@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import os
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
@@ -13,6 +14,9 @@ import convfactor
 from convfactor.plans.settings import OBJECTIVES, STRUCTURES, Settings
 
 ARCHIVE = ".npz"
+PROGRAM = ".pt2"
+EXPORTED = f"model{PROGRAM}"
+DEVICE, DTYPE = "cpu", "float32"
 REPORTS = {
     "html": "a page with pictures of the kernels",
     "markdown": "the table for GitHub",
@@ -49,19 +53,28 @@ def parser() -> ArgumentParser:
     for name, what in REPORTS.items():
         show.add_argument(f"--{name}", type=Path, metavar="FILE", help=f"write {what} as well")
     show.add_argument(
-        "--model", metavar="MODULE:FACTORY", help="the original, for its kernels on the page"
-    )
+        "--model", metavar="MODULE:FACTORY|FILE.pt2",
+        help="the original, for its kernels on the page",
+    )  # fmt: skip
     show.add_argument("--weights", type=Path, metavar="FILE", help="the original's weights")
     return described
 
 
 def _describe_model(optimize: ArgumentParser) -> None:
     """What is optimized, on what, and where the result goes."""
-    optimize.add_argument("model", metavar="MODULE:FACTORY", help="function that makes the model")
+    optimize.add_argument(
+        "model", metavar="MODULE:FACTORY|FILE.pt2",
+        help="function that makes the model, or a program that torch.export has saved",
+    )  # fmt: skip
     optimize.add_argument("--weights", type=Path, metavar="FILE", help=".safetensors, .pt or .pth")
     optimize.add_argument(
-        "--input", type=_shape, action="append", required=True, metavar="1x3x224x224",
-        help="shape of an input; repeat it for several inputs",
+        "--input", type=_shape, action="append", metavar="1x3x224x224",
+        help="shape of an input; repeat it for several inputs; default: those of a program",
+    )  # fmt: skip
+    optimize.add_argument(
+        "--call", type=_call, action="append", metavar="[TIMES*]1x3x224x224[,1x10]",
+        help="shapes of the inputs of a call, in place of --input, and how often it counts; repeat "
+        "it for several calls, whose times are summed",
     )  # fmt: skip
     optimize.add_argument(
         "--calibration", metavar="FILE.npz|MODULE:FUNCTION",
@@ -69,9 +82,18 @@ def _describe_model(optimize: ArgumentParser) -> None:
         "without it the error is that of the weights",
     )  # fmt: skip
     optimize.add_argument("--output", type=Path, required=True, metavar="FOLDER")
-    optimize.add_argument("--device", default="cpu", help="default: %(default)s")
     optimize.add_argument(
-        "--dtype", choices=("float32", "float16", "bfloat16", "float64"), default="float32"
+        "--select", action="append", default=[], metavar="PATTERN",
+        help="replace only the layers of this name, or inside the module of this name; * stands "
+        "for anything; repeat it for several",
+    )  # fmt: skip
+    optimize.add_argument(
+        "--skip", action="append", default=[], metavar="PATTERN",
+        help="keep the layers of this name, or inside the module of this name",
+    )  # fmt: skip
+    optimize.add_argument("--device", default=DEVICE, help="default: %(default)s")
+    optimize.add_argument(
+        "--dtype", choices=("float32", "float16", "bfloat16", "float64"), default=DTYPE
     )
 
 
@@ -142,7 +164,7 @@ def check(options: Namespace) -> None:
     judge = {"evaluate": "psnr"} if options.command == "demo" else {}
     Settings(**{**asked(options), **judge})
     if "model" in given:
-        split("MODULE:FACTORY", options.model)
+        _check_model(options, given)
     if "weights" in given and not options.weights.is_file():
         raise FileNotFoundError(f"--weights must be a file, got {options.weights}")
     if "workers" in given and options.workers < 1:
@@ -160,6 +182,30 @@ def check(options: Namespace) -> None:
         raise ValueError(f"--output must be a folder, {options.output} is a file")
 
 
+def _check_model(options: Namespace, given: dict[str, Any]) -> None:
+    """Refuse a model that can't be read, and what does not belong to its kind."""
+    is_program = options.model.endswith(PROGRAM)
+    if not is_program:
+        split("MODULE:FACTORY", options.model)
+    elif not Path(options.model).is_file():
+        raise FileNotFoundError(f"model must be a file or MODULE:FACTORY, got {options.model}")
+    elif "weights" in given:
+        raise ValueError(f"--weights is for MODULE:FACTORY, {options.model} holds its own")
+    if options.command != "optimize":
+        return
+    if "input" in given and "call" in given:
+        raise ValueError("--input is for one call and --call for each of several: give only one")
+    if not is_program and not ("input" in given or "call" in given):
+        raise ValueError("give the shapes of the inputs: --input for one call, or --call for each")
+    if is_program and Path(options.model).resolve() == (options.output / EXPORTED).resolve():
+        raise ValueError(f"--output must be another folder, the result would replace {EXPORTED}")
+    if is_program and (options.device, options.dtype) != (DEVICE, DTYPE):
+        raise ValueError(
+            f"--device and --dtype are for MODULE:FACTORY, {options.model} has its own: export it "
+            "anew for others"
+        )
+
+
 def split(what: str, text: str) -> tuple[str, str]:
     """Read MODULE:NAME.
 
@@ -170,6 +216,18 @@ def split(what: str, text: str) -> tuple[str, str]:
     if not (module and name):
         raise ValueError(f"{what} must be given as MODULE:NAME, got {text!r}")
     return module, name
+
+
+def _call(text: str) -> tuple[float, list[tuple[int, ...]]]:
+    """Read the shapes of a call, such as 3*1x3x224x224,1x10, and how often it counts."""
+    times, _, shapes = text.rpartition("*")
+    try:
+        count = float(times) if times else 1.0
+    except ValueError:
+        count = math.nan
+    if not 0 < count < math.inf:
+        raise argparse.ArgumentTypeError(f"{times!r} is not a number of times such as 3 or 0.5")
+    return count, [_shape(shape) for shape in shapes.split(",")]
 
 
 def _shape(text: str) -> tuple[int, ...]:

@@ -10,20 +10,25 @@ from argparse import Namespace
 from collections.abc import Collection, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_model
+from torch.export import ExportedProgram
 
 import convfactor
-from convfactor.cli.arguments import REPORTS, asked
+from convfactor.cli.arguments import EXPORTED, PROGRAM, REPORTS, asked
 from convfactor.cli.given import (
     moved,
     read_calibration,
     read_device,
     read_evaluation,
     read_model,
+    read_program,
 )
 from convfactor.cli.messages import say
+from convfactor.model.inputs import Inputs
+from convfactor.model.programs import inputs_of
 from convfactor.plans.plan import Plan
 from convfactor.plans.storage import PLAN_FILE, WEIGHTS_FILE
 
@@ -45,12 +50,9 @@ def _demo(options: Namespace) -> None:
 
 def _optimize(options: Namespace) -> None:
     """Optimize a user's model and write everything about it."""
-    dtype: torch.dtype = getattr(torch, options.dtype)
-    device = read_device(options.device)
     calibration = None if options.calibration is None else read_calibration(options.calibration)
-    model = read_model(options.model, options.weights).to(device, dtype)
-    generator = torch.Generator().manual_seed(options.seed)
-    inputs = tuple(torch.rand(s, generator=generator).to(device, dtype) for s in options.input)
+    model, device, dtype = _model(options)
+    calls = _calls(options, device, dtype)
     output: Path = options.output
     output.mkdir(parents=True, exist_ok=True)
     wanted = asked(options)
@@ -59,8 +61,9 @@ def _optimize(options: Namespace) -> None:
     with workers(options.workers, wanted) as executor:
         fast, plan = convfactor.optimize(
             model,
-            inputs,
+            calls,
             **wanted,
+            select=[*options.select, *(f"!{pattern}" for pattern in options.skip)] or None,
             calibration=calibration and [moved(b, device, dtype) for b in calibration],
             strict=options.strict,
             checkpoint=output / PARTIAL,
@@ -69,19 +72,50 @@ def _optimize(options: Namespace) -> None:
     plan.save(output)
     (output / "table.txt").write_text(f"{plan}\n", encoding="utf-8")
     plan.to_html(output / "report.html", model)
-    save_model(fast, str(output / "model.safetensors"))
-    written = [PLAN_FILE, WEIGHTS_FILE, "table.txt", "report.html", "model.safetensors"]
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            torch.export.save(torch.export.export(fast.eval(), inputs), output / "model.pt2")
-        written.append("model.pt2")
-    except Exception as error:  # a model that torch can't export is still optimized
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        say(f"model.pt2 was not written: torch.export does not take this model ({reason})")
+    written = [PLAN_FILE, WEIGHTS_FILE, "table.txt", "report.html", *_write(fast, calls, output)]
     shutil.rmtree(output / PARTIAL, ignore_errors=True)
     print(plan)
     say(f"wrote {', '.join(written)} to {output}")
+
+
+def _model(options: Namespace) -> tuple[Any, torch.device, torch.dtype]:
+    """The model or the exported program that is given, where it is, and in what it computes."""
+    if options.model.endswith(PROGRAM):
+        program = read_program(options.model)
+        tensors = inputs_of(program).tensors
+        first = next((t for t in tensors if t.is_floating_point()), tensors[0])
+        return program, first.device, first.dtype
+    device, dtype = read_device(options.device), getattr(torch, options.dtype)
+    return read_model(options.model, options.weights).to(device, dtype), device, dtype
+
+
+def _write(fast: Any, calls: list[Inputs] | None, output: Path) -> list[str]:
+    """Write the rewritten model, and say into which files."""
+    if isinstance(fast, ExportedProgram):
+        torch.export.save(fast, output / EXPORTED)
+        return [EXPORTED]
+    save_model(fast, str(output / "model.safetensors"))
+    assert calls is not None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.export.save(torch.export.export(fast.eval(), calls[0].args), output / EXPORTED)
+    except Exception as error:  # a model that torch can't export is still optimized
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        say(f"{EXPORTED} was not written: torch.export does not take this model ({reason})")
+        return ["model.safetensors"]
+    return ["model.safetensors", EXPORTED]
+
+
+def _calls(options: Namespace, device: torch.device, dtype: torch.dtype) -> list[Inputs] | None:
+    """Random inputs of the shapes that are given; None for those that a program holds."""
+    if options.call is None and options.input is None:
+        return None
+    generator = torch.Generator().manual_seed(options.seed)
+    return [
+        Inputs(*(torch.rand(s, generator=generator).to(device, dtype) for s in shapes)).times(count)
+        for count, shapes in options.call or [(1, options.input)]
+    ]
 
 
 @contextlib.contextmanager
@@ -104,7 +138,11 @@ def _show(options: Namespace) -> None:
     """Print a saved plan, and write it in other forms."""
     plan = Plan.load(options.folder)
     print(plan)
-    model = None if options.model is None else read_model(options.model, options.weights)
+    model: Any = None
+    if options.model is not None and options.model.endswith(PROGRAM):
+        model = read_program(options.model)
+    elif options.model is not None:
+        model = read_model(options.model, options.weights)
     for name in REPORTS:
         path: Path | None = getattr(options, name)
         if path is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_model
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from convfactor.cli.arguments import ARCHIVE, split
 
@@ -54,6 +55,18 @@ def _call(text: str, what: str, convert: Callable[[Any], Any] = lambda value: va
         return convert(function())
     except Exception as error:  # whatever the user's function raises
         raise ValueError(f"{what} {text!r} raised {_words(error)}") from error
+
+
+def read_program(file: str) -> ExportedProgram:
+    """Load an exported program.
+
+    Raises:
+        ValueError: The file is damaged.
+    """
+    try:
+        return torch.export.load(file)
+    except Exception as error:  # readers of damaged files raise all kinds
+        raise ValueError(f"{file} can't be read as an exported program: {_words(error)}") from error
 
 
 def read_model(text: str, weights: Path | None) -> nn.Module:
@@ -124,7 +137,7 @@ def moved(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
         return value.to(device, dtype if value.is_floating_point() else value.dtype)
     if isinstance(value, (tuple, list)):
         return tuple(moved(v, device, dtype) for v in value)
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {key: moved(v, device, dtype) for key, v in value.items()}
     return value
 

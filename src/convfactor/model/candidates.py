@@ -46,6 +46,7 @@ class Candidate:
         fingerprint: Digest of what the weight is computed from; empty where it is not.
         norm: The batch normalization behind it with its qualified name, or None.
         shapes: Shapes of the images read so far, with their numbers.
+        calls: Numbers of calls in each call of the model so far.
     """
 
     name: str
@@ -60,7 +61,8 @@ class Candidate:
     special: bool = False
     fingerprint: str = ""
     norm: tuple[str, nn.Module] | None = None
-    shapes: Counter[InputShape] = field(default_factory=Counter)
+    shapes: dict[InputShape, float] = field(default_factory=dict)
+    calls: Counter[int] = field(default_factory=Counter)
 
     def found(self, obstacle: Reason | None) -> Found:
         """Write down what was seen."""
@@ -74,6 +76,7 @@ class Candidate:
             geometry=self.geometry,
             shapes=tuple(self.shapes.items()),
             fingerprint=self._digest,
+            calls=tuple(self.calls[i] for i in range(max(self.calls, default=-1) + 1)),
             form=self.form,
             computed=bool(self.fingerprint),
             norm="" if self.norm is None else self.norm[0],

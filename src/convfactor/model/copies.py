@@ -6,6 +6,7 @@ import contextlib
 import copy
 import io
 import random
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -37,7 +38,10 @@ def copied(model: nn.Module, shared: tuple[Tensor, ...] = ()) -> nn.Module:
             if isinstance(value, Tensor) and not value.is_leaf and id(value) not in memo:
                 memo[id(value)] = value.detach().clone()
     try:
-        twin = copy.deepcopy(model, memo)
+        with warnings.catch_warnings():
+            # Of torch, about how the graphs that it exports are made.
+            warnings.filterwarnings("ignore", ".*treespec, LeafSpec", FutureWarning)
+            twin = copy.deepcopy(model, memo)
     except Exception as error:
         raise ValueError(
             f"model must be one that copy.deepcopy can copy, but that raised {told(error)}; take "

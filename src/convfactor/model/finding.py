@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import FrameType
 from typing import Any
 
@@ -25,14 +25,14 @@ from convfactor.model.candidates import (
     unsupported,
 )
 from convfactor.model.effective import NotPlainError, effective, state_digest
-from convfactor.model.inputs import ModelInputs
+from convfactor.model.inputs import ModelInputs, Workload
 from convfactor.model.norms import Followers
 from convfactor.model.reasons import Reason
+from convfactor.model.selection import Patterns, Predicate
 from convfactor.model.sites import Found, InputShape, inside
 from convfactor.model.transforms import Transform, is_transform, of_model
 from convfactor.model.watching import Watcher
 
-Select = Callable[[str, nn.Module], bool]
 # What such a module runs is its children, of which a cascade would be one more.
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
@@ -43,11 +43,11 @@ UNCALLED = Reason("uncalled", "not called", "not called with the example inputs"
 
 def find(
     model: nn.Module,
-    inputs: ModelInputs,
+    inputs: Workload | ModelInputs,
     min_kernel_size: int = 5,
-    select: Select | None = None,
+    select: Patterns | Predicate | None = None,
 ) -> list[Found]:
-    """Run a model once and list its large-kernel convolutions in the order of their first call.
+    """Run a model and list its large-kernel convolutions in the order of their first call.
 
     Modules are seen through hooks and functional calls through torch's function mode, so models
     that can't be traced are seen as well. A module registered under several names, and modules
@@ -57,13 +57,21 @@ def find(
 
     Args:
         model: The model; it is left as it was.
-        inputs: Arguments to run it with.
+        inputs: One call, or several.
         min_kernel_size: Smallest longer side of a kernel to list.
-        select: Keeps a site out where it returns False for (name, module).
+        select: Which sites may be replaced; a function says so of (name, module).
+
+    Raises:
+        ValueError: A pattern of ``select`` matches none of them.
     """
     finder = _Finder(model, of_modules(model, min_kernel_size), min_kernel_size)
+    workload = Workload.of(inputs)
     with finder.watching():
-        output = inputs.run(model)  # kept: what it holds must stay as it is
+        # Kept until the end: what an output holds must stay as it is.
+        outputs = []
+        for finder.call, call in enumerate(workload.calls):
+            finder.weight = workload.weights[finder.call]
+            outputs.append(call.run(model))
     seen = [c for c in finder.in_order() if not isinstance(c.held, UninitializedParameter)]
     functional = {id(one.held) for one in seen if one.kind == "functional"}
     # A module that only lends its weight to a functional call is not one more layer.
@@ -74,10 +82,19 @@ def find(
     for special in (c for c in seen if c.special and c.shapes and c.obstacle is None):
         _read_off(model.get_submodule(special.owners[0]), special)
     finder.fold_norms()
-    del output
+    del outputs
+
+    if isinstance(select, Patterns):
+        listed: list[Candidate | Transform] = [*seen, *finder.transforms.values()]
+        select.check([(one.name, *one.owners) for one in listed], min_kernel_size)
+
+    def selected(one: Candidate | Transform) -> bool:
+        if isinstance(select, Patterns):
+            return select.select((one.name, *one.owners))
+        return select is None or select(one.name, model.get_submodule(one.owners[0]))
 
     def obstacle(one: Candidate | Transform, known: Reason | None, called: bool) -> Reason | None:
-        if select is not None and not select(one.name, model.get_submodule(one.owners[0])):
+        if not selected(one):
             return UNSELECTED
         return known or (None if called else UNCALLED)
 
@@ -87,11 +104,40 @@ def find(
     ]
 
 
+def reaching(
+    model: nn.Module,
+    workload: Workload,
+    batches: Iterable[ModelInputs],
+    min_kernel_size: int = 5,
+) -> list[ModelInputs]:
+    """The batches that are the first to reach a large kernel, which no call before them reaches.
+
+    Args:
+        model: The model; it is left as it was.
+        workload: Calls that are made before.
+        batches: Further calls; not made where all large kernels were reached.
+        min_kernel_size: Smallest longer side of a large kernel.
+    """
+    finder = _Finder(model, of_modules(model, min_kernel_size), min_kernel_size)
+    found = []
+    with finder.watching():
+        for call in workload.calls:
+            call.run(model)
+        for batch in () if finder.complete() else batches:
+            before = finder.reached()
+            batch.run(model)
+            if finder.reached() > before:
+                found.append(batch)
+    return found
+
+
 class _Finder(Watcher[Candidate]):
     """A watcher that notes every functional call it has not seen, and the calls of transforms."""
 
     def __init__(self, model: nn.Module, sites: list[Candidate], min_kernel_size: int) -> None:
         super().__init__(model, sites, self._count)
+        self.call = 0
+        self.weight = 1.0
         self.transforms = of_model(model)
         convs = (model.get_submodule(one.owners[0]) for one in sites)
         self._followers = Followers(frozenset(convs))
@@ -113,6 +159,21 @@ class _Finder(Watcher[Candidate]):
     def in_order(self) -> list[Candidate]:
         """The candidates in the order of their first call; those that were not called come last."""
         return sorted(self.sites, key=lambda site: self._order.get(site, len(self._order)))
+
+    def reached(self) -> int:
+        """How many sites and transforms that may be replaced were called."""
+        sites = sum(site.obstacle is None and bool(site.shapes) for site in self.sites)
+        return sites + sum(t.obstacle is None and bool(t.calls) for t in self.transforms.values())
+
+    def complete(self) -> bool:
+        """Whether all large kernels and transforms were called, as far as weights tell."""
+        if not all(site.shapes or site.obstacle for site in self.sites):
+            return False
+        called = {id(site.held) for site in self.sites}
+        tensors = (*self.model.parameters(), *self.model.buffers())
+        large = (t for t in tensors if t.dim() == 4 and max(t.shape[2:]) >= self._least)
+        transforms = (one.calls or one.obstacle for one in self.transforms.values())
+        return all(id(tensor) in called for tensor in large) and all(transforms)
 
     def other_use(self, site: Candidate) -> Reason | None:
         """Where the weight of a site is read past it, which what takes its place would not see."""
@@ -157,7 +218,9 @@ class _Finder(Watcher[Candidate]):
     def _count(self, site: Candidate, x: Tensor) -> None:
         """Note the shape of a call."""
         self._order.setdefault(site, len(self._order))
-        site.shapes[InputShape.of(x)] += 1
+        shape = InputShape.of(x)
+        site.shapes[shape] = site.shapes.get(shape, 0) + self.weight
+        site.calls[self.call] += 1
         names = self._names[id(self.inside)]
         if site.kind == "functional":
             site.owners += tuple(name for name in names if name not in site.owners)

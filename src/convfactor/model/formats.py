@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,9 @@ from torch import Tensor, nn
 from convfactor.conv.formats import MemoryFormat
 from convfactor.conv.layer import CascadeConv2d
 from convfactor.model.copies import copied
-from convfactor.model.inputs import ModelInputs
+from convfactor.model.inputs import ModelInputs, Workload
+
+Given = TypeVar("Given", ModelInputs, Workload)
 
 
 def channels_last(model: nn.Module) -> nn.Module:
@@ -29,8 +32,8 @@ def channels_last(model: nn.Module) -> nn.Module:
 
 
 def in_format(
-    models: Sequence[nn.Module], inputs: ModelInputs, memory_format: MemoryFormat
-) -> tuple[list[nn.Module], ModelInputs]:
+    models: Sequence[nn.Module], inputs: Given, memory_format: MemoryFormat
+) -> tuple[list[nn.Module], Given]:
     """Copies of models, and their inputs, in a memory format; the same where it is as given.
 
     Args:

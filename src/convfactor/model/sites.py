@@ -42,9 +42,11 @@ class Subject:
         dtype: Dtype of the weight.
         kernel_size: Taps per side.
         geometry: The integers of the plain convolution of images that it is, or None.
-        shapes: Shapes of the images that this one reads, with their numbers of calls in one run.
+        shapes: Shapes of the images that this one reads, with their numbers in one run of the
+            workload, in which a call of the model counts as often as its weight says.
         fingerprint: Digest of the weight, of what it is computed from, or of the filters and
             arguments of a transform.
+        calls: Numbers of calls in each call of the model.
         form: How the convolution is a plain one.
         computed: Whether the module computes its weight, which is read off a call.
         norm: Qualified name of the batch normalization that is folded into it; empty for none.
@@ -57,8 +59,9 @@ class Subject:
     dtype: str
     kernel_size: tuple[int, ...]
     geometry: ConvGeometry | None
-    shapes: tuple[tuple[InputShape, int], ...]
+    shapes: tuple[tuple[InputShape, float], ...]
     fingerprint: str
+    calls: tuple[int, ...] = ()
     form: Form = PLAIN
     computed: bool = False
     norm: str = ""

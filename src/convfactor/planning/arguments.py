@@ -7,13 +7,15 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch._ops import OpOverload
 
 
 def check_model(model: nn.Module) -> None:
     """Refuse a model whose layers can't be seen or solved."""
     if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+        raise TypeError(
+            "model must be a torch.nn.Module or a torch.export.ExportedProgram, got "
+            f"{type(model).__name__}"
+        )
     modules = list(model.modules())
     checks = (
         (
@@ -26,12 +28,6 @@ def check_model(model: nn.Module) -> None:
             TypeError,
             "must not be scripted or traced by torch.jit: optimize the nn.Module first, then "
             "torch.export or torch.jit.trace the result",
-        ),
-        (
-            any(map(_holds_exported_convolutions, modules)),
-            TypeError,
-            "must not come from torch.export, whose convolutions are not seen: optimize the "
-            "nn.Module first, then export it",
         ),
         (
             any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())),
@@ -51,14 +47,6 @@ def _is_scripted_conv(module: nn.Module) -> bool:
     )
 
 
-def _holds_exported_convolutions(module: nn.Module) -> bool:
-    """Whether a graph calls convolutions as operators of aten."""
-    return isinstance(module, torch.fx.GraphModule) and any(
-        isinstance(node.target, OpOverload) and "conv" in node.target.name()
-        for node in module.graph.nodes
-    )
-
-
 def check_budget(evaluate: object, executor: object) -> None:
     """Refuse what can't be called, and what can't solve."""
     if not (evaluate is None or callable(evaluate)):
@@ -72,16 +60,11 @@ def check_budget(evaluate: object, executor: object) -> None:
         )
 
 
-def check_options(select: object, checkpoint: object) -> None:
-    """Refuse a filter that can't be called, and a folder that can't be one."""
+def check_checkpoint(checkpoint: object) -> None:
+    """Refuse what can't be a folder."""
     path = Path(checkpoint) if isinstance(checkpoint, (str, os.PathLike)) else Path()
     file = next((p for p in (path, *path.parents) if p.exists() and not p.is_dir()), None)
     checks = (
-        (
-            select is None or callable(select),
-            TypeError,
-            f"select must be a function (name, module) -> bool, got {type(select).__name__}",
-        ),
         (
             checkpoint is None or isinstance(checkpoint, (str, os.PathLike)),
             TypeError,

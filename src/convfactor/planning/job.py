@@ -10,25 +10,26 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
+from torch.export import ExportedProgram
 from torch.utils._pytree import tree_structure
 
 from convfactor.conv.formats import FORMATS
 from convfactor.errors import PlanMismatchError, ToleranceError
-from convfactor.latency import FEWEST_ROUNDS, Clock, compare
-from convfactor.model import rewrite
+from convfactor.latency import Clock, compare
+from convfactor.model import programs, rewrite
 from convfactor.model.copies import copied, isolated, quiet, told
-from convfactor.model.finding import Select
-from convfactor.model.formats import in_format
-from convfactor.model.inputs import ModelInputs
+from convfactor.model.finding import reaching
+from convfactor.model.inputs import ModelInputs, Workload
 from convfactor.model.reasons import Reason
-from convfactor.planning import calibration as calibration_data
-from convfactor.planning.arguments import check_model, check_options
-from convfactor.planning.calibration import Split
+from convfactor.model.selection import Patterns, Predicate, Select
+from convfactor.model.selection import read as read_select
+from convfactor.planning.arguments import check_checkpoint, check_model
+from convfactor.planning.batches import Split, read_workload, split
 from convfactor.planning.judge import Judge
 from convfactor.planning.planner import make_plan
 from convfactor.planning.quality import Drop, Evaluate, OutputError, Quality
+from convfactor.planning.whole import time_models
 from convfactor.plans.decisions import WholeModel
 from convfactor.plans.plan import Plan
 from convfactor.plans.settings import Settings
@@ -41,14 +42,18 @@ UNDONE = 0.1
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """Checked arguments, and a copy of the model that can be run."""
+    """Checked arguments, and a copy of the model that can be run.
 
+    Of an exported program, the original is its graph.
+    """
+
+    given: nn.Module | ExportedProgram
     original: nn.Module
     model: nn.Module
-    inputs: ModelInputs
+    inputs: Workload
     batches: Split | None
     settings: Settings
-    select: Select | None
+    select: Patterns | Predicate | None
     checkpoint: Path | None
     clock: Clock = compare
     evaluate: Evaluate | None = None
@@ -57,7 +62,7 @@ class Job:
     @classmethod
     def read(
         cls,
-        model: nn.Module,
+        given: nn.Module | ExportedProgram,
         example_inputs: Any,
         calibration: Any,
         settings: Settings,
@@ -66,35 +71,40 @@ class Job:
         clock: Clock = compare,
     ) -> Job:
         """Check everything before any long work; the arguments are those of ``optimize``."""
+        model, example_inputs = _runnable(given, example_inputs)
         check_model(model)
-        check_options(select, checkpoint)
-        inputs = calibration_data.read_inputs("example_inputs", example_inputs)
+        check_checkpoint(checkpoint)
+        chosen = read_select(select)
+        inputs = read_workload(example_inputs)
         batches = None
         if calibration is not None:
-            batches = calibration_data.split(calibration, inputs)
+            batches = split(calibration, *inputs.calls)
         elif settings.refine:
             raise ValueError("refine needs calibration: batches for the model to be trained on")
         worker = copied(model)
         worker.eval()  # which need not return the model
         with isolated(settings.seed):
             trial = copied(worker)  # the first run may change a model, or make its layers
-            _try(trial, inputs, "example_inputs must be what the model takes")
-            tried = {_form(inputs)}
+            tried = set()
+            for call in inputs.calls:
+                _try(trial, call, "example_inputs must be what the model takes")
+                tried.add(_form(call))
             for batch in (*batches.fit, *batches.held_out) if batches else ():
                 if _form(batch) not in tried:
-                    _try(
-                        trial,
-                        batch,
-                        "calibration batches must be what the model takes, without labels",
-                    )
+                    _try(trial, batch, "calibration batches must be what the model takes")
                     tried.add(_form(batch))
+            if batches is not None:
+                more = reaching(copied(worker), inputs, batches.all, settings.min_kernel_size)
+                inputs = inputs.extended(more)
         folder = None if checkpoint is None else Path(checkpoint)
-        return cls(model, worker, inputs, batches, settings, select, folder, clock)
+        return cls(given, model, worker, inputs, batches, settings, chosen, folder, clock)
 
     @functools.cached_property
     def judge(self) -> Judge:
         """What runs the whole model."""
-        return Judge(self.model, self.inputs, () if self.batches is None else self.batches.held_out)
+        return Judge(
+            self.model, self.inputs.calls, () if self.batches is None else self.batches.held_out
+        )
 
     @functools.cached_property
     def quality(self) -> Quality | None:
@@ -110,11 +120,10 @@ class Job:
         if settings.model_tolerance is None:
             return None
         batches = () if self.batches is None else self.batches.held_out
-        return OutputError(self.model, batches or (self.inputs,), settings.model_tolerance, seed)
+        return OutputError(self.model, batches or self.inputs.calls, settings.model_tolerance, seed)
 
     def plan(self, strict: bool, progress: bool | None) -> Plan:
         """Make the plan."""
-        select = None if self.select is None else self._on_original(self.select)
         quality = self.quality
         with reporting(progress) as display, isolated(self.settings.seed):
             result = make_plan(
@@ -122,7 +131,7 @@ class Job:
                 self.inputs,
                 self.batches,
                 self.settings,
-                select,
+                self._selecting(),
                 display,
                 self.checkpoint,
                 self.clock,
@@ -134,16 +143,21 @@ class Job:
             _demand_budget(result)
         return result
 
-    def optimize(self, strict: bool, progress: bool | None) -> tuple[nn.Module, Plan]:
+    def optimize(
+        self, strict: bool, progress: bool | None
+    ) -> tuple[nn.Module | ExportedProgram, Plan]:
         """Make the plan and the faster model."""
         chosen = self.plan(strict, progress)
         with reporting(progress) as display, isolated(self.settings.seed):
             display.add_task("comparing the whole model", total=None, detail="")
             chosen = self._accounted(self.compare(chosen))
-            return chosen.apply(self.original), chosen
+            return chosen.apply(self.given), chosen
 
-    def _on_original(self, select: Select) -> Select:
-        """Show the user's own modules to ``select``, which may compare their identity."""
+    def _selecting(self) -> Patterns | Predicate | None:
+        """Show the user's own modules to a function, which may compare their identity."""
+        select = self.select
+        if select is None or isinstance(select, Patterns):
+            return select
         originals = dict(self.original.named_modules())
         own = {id(module): originals.get(name) for name, module in self.model.named_modules()}
         return lambda name, module: select(name, own.get(id(module)) or module)
@@ -193,17 +207,19 @@ class Job:
         errors = self.judge.errors(chosen)
         if self.settings.objective == "macs":
             return WholeModel(errors, None, None, "as given")
-        pairs = [in_format([self.model, fast], self.inputs, name) for name in FORMATS]
-        calls = [
-            lambda model=model, inputs=inputs: inputs.run(model)
-            for models, inputs in pairs
-            for model in models
-        ]
-        device = next((t.device for t in self.inputs.tensors), torch.device("cpu"))
-        timings = self.clock(calls, device, WHOLE_SECONDS, FEWEST_ROUNDS)
-        before = min(timings[0::2], key=lambda t: t.median)
-        after, name = min(zip(timings[1::2], FORMATS, strict=True), key=lambda p: p[0].median)
+        times = time_models([self.model, fast], self.inputs, self.clock, WHOLE_SECONDS)
+        before = min(times[0], key=lambda t: t.median)
+        after, name = min(zip(times[1], FORMATS, strict=True), key=lambda p: p[0].median)
         return WholeModel(errors, before, after, name)
+
+
+def _runnable(given: Any, example_inputs: Any) -> tuple[Any, Any]:
+    """The graph of an exported program, and its example inputs; any other model as it is."""
+    if not isinstance(given, ExportedProgram):
+        return given, example_inputs
+    graph = programs.graph_of(given)
+    programs.exported(graph, given)  # refuses what torch can't export again
+    return graph, programs.inputs_of(given) if example_inputs is None else example_inputs
 
 
 def _demand_budget(chosen: Plan) -> None:

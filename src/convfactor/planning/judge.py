@@ -60,12 +60,12 @@ class Judge:
 
     Attributes:
         model: The model that is planned; it is left as it was.
-        inputs: Example inputs.
+        inputs: The calls that stand for its use.
         held_out: Inputs that the fit has not seen; empty without calibration.
     """
 
     model: nn.Module
-    inputs: ModelInputs
+    inputs: Sequence[ModelInputs]
     held_out: Sequence[ModelInputs]
     _known: dict[tuple[int, ...], tuple[float, ...]] = field(default_factory=dict)
 
@@ -100,7 +100,7 @@ class Judge:
         key = tuple(chosen.replaced)
         if key not in self._known:
             fast = chosen.rewrite(copied(self.model))
-            batches = self.held_out or (self.inputs,)
+            batches = self.held_out or self.inputs
             self._known[key] = output_errors(_alike(runs(copied(self.model), fast, batches)))
         return self._known[key]
 
@@ -164,7 +164,7 @@ class Judge:
             with quiet(self.model):
                 model = copied(self.model)
                 control = rewrite.apply(copied(self.model), chosen.exchanges(make))
-                fault = difference(model, control, [self.inputs])
+                fault = difference(model, control, self.inputs)
                 missing = next((i for i in probes if not _reached(chosen, i, probes[i])), None)
                 fault = fault or difference(model, control, self.held_out)
         except Exception as error:  # whatever a user's forward raises
@@ -179,7 +179,7 @@ class Judge:
 
     def _blame(self, fault: str) -> str:
         """Say why two models differ that should not."""
-        batches = [self.inputs, *self.held_out]
+        batches = [*self.inputs, *self.held_out]
         if difference(copied(self.model), copied(self.model), batches) is not None:
             return (
                 f"the model gives other outputs in every run ({fault}), so nothing can be checked"
@@ -205,7 +205,7 @@ def _undone(fault: str) -> Reason:
 
 def _reached(chosen: Plan, index: int, probes: Sequence[Probe]) -> bool:
     """Whether the calls of a layer, in all runs on the example, have come to its place."""
-    calls = sum(count for _, count in chosen.entries[index].subject.shapes)
+    calls = sum(chosen.entries[index].subject.calls)
     return sum(probe.calls for probe in probes) >= RUNS * calls
 
 

@@ -7,21 +7,24 @@ import os
 from collections.abc import Iterable
 from concurrent.futures import Executor
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, cast
 
 from torch import nn
+from torch.export import ExportedProgram
 
-from convfactor.model.finding import Select
+from convfactor.model.selection import Select
 from convfactor.planning.arguments import check_budget
 from convfactor.planning.job import Job
 from convfactor.planning.quality import Evaluate
 from convfactor.plans.plan import Plan
 from convfactor.plans.settings import Settings
 
+M = TypeVar("M", nn.Module, ExportedProgram)
+
 
 def plan(
-    model: nn.Module,
-    example_inputs: Any,
+    model: nn.Module | ExportedProgram,
+    example_inputs: Any = None,
     tolerance: float | None = None,
     *,
     model_tolerance: float | None = None,
@@ -53,9 +56,12 @@ def plan(
 
     Args:
         model: A trained model that runs on ``example_inputs``; it is analysed as a copy in
-            evaluation mode.
-        example_inputs: A tensor, a tuple of arguments or a mapping of keyword arguments, of the
-            shapes, dtype and device that the model will be used with.
+            evaluation mode. Or a program that ``torch.export`` made of one in evaluation mode.
+        example_inputs: A tensor, a tuple of arguments, or a mapping of keyword arguments such as
+            a BatchFeature, of the shapes, dtype and device that the model will be used with. Or a
+            list of calls, ``[Inputs(x), Inputs(y, mask=m).times(3)]``, whose times are summed.
+            Calibration batches that reach layers which no call reaches are added to them. None
+            for those that an exported program holds.
         tolerance: Largest relative error of a layer: root mean square of the output's error over
             the output's standard deviation, on data that the fit has not seen. 0.01 where no
             budget is given.
@@ -64,11 +70,16 @@ def plan(
             data that is not in the calibration; called with the model and with rewritten ones.
         max_drop: By how much ``evaluate`` may get worse, in its own unit.
         higher_is_better: Whether a good model has a high value.
-        calibration: Batches as the model takes them, varied and without labels; a quarter is kept
-            to verify. Without them the error is that of the weights (white noise).
+        calibration: Batches as the model takes them, varied, such as a list or a DataLoader; a
+            quarter is kept to verify. Labels, which stand beside what looks like the example
+            inputs, are dropped, and the plan says so. Without batches the error is that of the
+            weights (white noise).
         refine: Train what is replaced so that the model gives what the original gives; needs no
             labels. None does so where there are a budget for the model and calibration data.
-        select: Keeps a layer as it is where it returns False for (name, module).
+        select: Layers that may be replaced; the others are kept. A glob for their names or those
+            of modules around them, such as "*.stem" ("!head" leaves out), a compiled regular
+            expression that matches the whole name, a list of these, or a function (name, module)
+            that says so.
         min_kernel_size: Longer side from which a kernel counts as large.
         objective: "latency" decides by measured time, "macs" by multiplies and without a clock.
         min_speedup: Speed-up of a layer from which a replacement is worth it.
@@ -89,11 +100,12 @@ def plan(
 
     Raises:
         ValueError: An argument is out of range, two budgets are given, the model does not run on
-            the example inputs, its weights are not finite or not loaded, the calibration does not
-            fit, or ``evaluate`` fails.
+            the example inputs, was exported in training mode or can't be exported again, its
+            weights are not finite or not loaded, the calibration does not fit, a pattern of
+            ``select`` matches no layer, or ``evaluate`` fails.
         TypeError: ``model`` is not a module whose layers can be seen, ``example_inputs`` holds no
-            tensor, ``calibration`` is not an iterable of batches, ``select`` or ``evaluate`` is not
-            a function, or ``checkpoint`` is not a path.
+            tensor, ``calibration`` is not an iterable of batches, ``select`` is neither a pattern
+            nor a function, ``evaluate`` is not a function, or ``checkpoint`` is not a path.
         ToleranceError: ``strict``, and the budget is missed.
     """
     job = _job(
@@ -120,8 +132,8 @@ def plan(
 
 
 def optimize(
-    model: nn.Module,
-    example_inputs: Any,
+    model: M,
+    example_inputs: Any = None,
     tolerance: float | None = None,
     *,
     model_tolerance: float | None = None,
@@ -141,7 +153,7 @@ def optimize(
     checkpoint: str | os.PathLike[str] | None = None,
     time_limit: float | None = None,
     executor: Executor | None = None,
-) -> tuple[nn.Module, Plan]:
+) -> tuple[M, Plan]:
     """Make a copy of a trained model whose large-kernel convolutions run faster.
 
     The model is planned (see ``plan`` for the arguments and errors), a copy is rewritten, and the
@@ -150,6 +162,8 @@ def optimize(
 
     Returns:
         The faster model and the plan; where nothing is gained, an unchanged copy and the reasons.
+        Of an exported program, one with the same signature, dynamic shapes and dialect; parameters
+        of layers that stay keep their names.
 
     Example:
         >>> import torch
@@ -178,11 +192,12 @@ def optimize(
         min_kernel_size=min_kernel_size,
         seed=seed,
     )
-    return job.optimize(strict, progress)
+    fast, chosen = job.optimize(strict, progress)
+    return cast(M, fast), chosen
 
 
 def _job(
-    model: nn.Module,
+    model: nn.Module | ExportedProgram,
     example_inputs: Any,
     calibration: Iterable[Any] | None,
     evaluate: Evaluate | None,

@@ -9,11 +9,11 @@ from rich.progress import Progress
 from torch import nn
 
 from convfactor.latency import Clock, compare
-from convfactor.model.finding import Select
-from convfactor.model.inputs import ModelInputs
+from convfactor.model.inputs import Workload
+from convfactor.model.selection import Patterns, Predicate
 from convfactor.model.sites import TransformSite
 from convfactor.planning import transforms
-from convfactor.planning.calibration import Split
+from convfactor.planning.batches import Split
 from convfactor.planning.memo import Memo
 from convfactor.planning.prepared import Prepared
 from convfactor.planning.quality import Quality
@@ -27,10 +27,10 @@ from convfactor.progress import steps
 
 def make_plan(
     model: nn.Module,
-    inputs: ModelInputs,
+    inputs: Workload,
     batches: Split | None,
     settings: Settings,
-    select: Select | None,
+    select: Patterns | Predicate | None,
     progress: Progress,
     checkpoint: Path | None,
     clock: Clock = compare,
@@ -44,10 +44,10 @@ def make_plan(
 
     Args:
         model: The model; it is left as it was.
-        inputs: Example inputs.
+        inputs: Calls that stand for its use.
         batches: Calibration data, or None for white noise.
         settings: What was asked for.
-        select: Keeps a site out where it returns False for (name, module).
+        select: Which sites may be replaced; a function says so of (name, module).
         progress: Display for the progress.
         checkpoint: Folder that takes what was found, for an interrupted run to go on with.
         clock: Times calls.
@@ -56,7 +56,7 @@ def make_plan(
         executor: Where to solve; None does so in this process.
 
     Raises:
-        ValueError: A layer's weights hold Inf or NaN.
+        ValueError: A layer's weights hold Inf or NaN, or a pattern of ``select`` matches none.
     """
     prepared = Prepared.of(model, inputs, batches, settings, select, progress, checkpoint, clock)
     if quality is None:

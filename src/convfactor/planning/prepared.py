@@ -12,22 +12,26 @@ from rich.progress import Progress
 from torch import nn
 
 from convfactor.latency import Clock
-from convfactor.model.finding import Select, find
-from convfactor.model.inputs import ModelInputs
+from convfactor.model.finding import find
+from convfactor.model.inputs import Workload
 from convfactor.model.reasons import Reason
+from convfactor.model.selection import Patterns, Predicate
 from convfactor.model.sites import Found, Site, TransformSite, TurnedAway
 from convfactor.planning import calibration
-from convfactor.planning.calibration import SiteData, Split
+from convfactor.planning.batches import Split
+from convfactor.planning.calibration import SiteData
 from convfactor.planning.layers import LARGEST_PATCH, Layer
 from convfactor.planning.pricing import Price
 from convfactor.planning.resume import decided
-from convfactor.plans.circumstances import Environment, WhiteNoise
+from convfactor.plans.circumstances import Call, Environment, WhiteNoise
 from convfactor.plans.decisions import Decision, Kept
 from convfactor.plans.plan import Plan
 from convfactor.plans.settings import Settings
 from convfactor.progress import steps
 
-UNREACHED = Kept(Reason("uncalled", "not called", "not called with the calibration data"))
+UNREACHED = Kept(
+    Reason("uncalled", "not called", "not called with calibration data to fit on and to verify on")
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,10 +58,10 @@ class Prepared:
     def of(
         cls,
         model: nn.Module,
-        inputs: ModelInputs,
+        inputs: Workload,
         batches: Split | None,
         settings: Settings,
-        select: Select | None,
+        select: Patterns | Predicate | None,
         progress: Progress,
         checkpoint: Path | None,
         clock: Clock,
@@ -67,9 +71,8 @@ class Prepared:
         _check_weights(found)
         device = next((s.weight.device for s in found if isinstance(s, Site)), torch.device("cpu"))
         identity = WhiteNoise() if batches is None else batches.identity
-        plan = Plan(
-            (), settings, Environment.current(device, settings.objective == "latency"), identity
-        )
+        environment = Environment.current(device, settings.objective == "latency")
+        plan = Plan((), settings, environment, identity, calls=_calls(inputs))
         earlier = decided(checkpoint, plan)
         known: dict[Found, Decision] = {
             one: decision
@@ -83,6 +86,15 @@ class Prepared:
             worth = (site for site, layer in layers.items() if layer.ladders)
             known.update((site, UNREACHED) for site in worth if site not in data)
         return cls(found, plan, known, layers, data, device)
+
+
+def _calls(inputs: Workload) -> tuple[Call, ...]:
+    """Write down what the model was called with."""
+    first_added = len(inputs.calls) - inputs.added
+    return tuple(
+        Call(tuple(tuple(t.shape) for t in call.tensors), weight, i >= first_added)
+        for i, (call, weight) in enumerate(zip(inputs.calls, inputs.weights, strict=True))
+    )
 
 
 def _forgone(one: Found, batches: Split | None) -> Kept | None:

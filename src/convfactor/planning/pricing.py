@@ -18,9 +18,12 @@ from convfactor.conv.framed import framed
 from convfactor.conv.geometry import ConvGeometry
 from convfactor.conv.layer import CascadeConv2d
 from convfactor.conv.structure import Structure
-from convfactor.latency import FEWEST_ROUNDS, Clock, compare
+from convfactor.latency import FEWEST_ROUNDS, Clock, Timing, compare, weighted
 from convfactor.model.sites import InputShape
 from convfactor.plans.decisions import Cost
+
+# One call of a layer on every shape.
+Run = Sequence[Callable[[], object]]
 
 QUICK, CAREFUL = 0.12, 0.6
 QUICK_ROUNDS = 3
@@ -79,13 +82,14 @@ class Stopwatch:
     The original is timed in both memory formats and the faster one counts, on inputs that already
     have it. A structure is timed on inputs of that same format, with the conversion that its own
     format needs: the whole model is compared in both formats later, and runs in the better one.
-    Inputs are made for each comparison, as those of all layers of a model may not fit into memory.
+    Every shape is timed by itself and counts as often as it is called. Inputs are made for each
+    comparison, as those of all layers of a model may not fit into memory.
     """
 
     def __init__(
         self,
         geometry: ConvGeometry,
-        shapes: Sequence[tuple[InputShape, int]],
+        shapes: Sequence[tuple[InputShape, float]],
         dtype: torch.dtype,
         device: torch.device,
         known: dict[object, Price],
@@ -139,8 +143,8 @@ class Stopwatch:
         formats = self._own_formats
         if len(formats) == 1:
             return formats[0]
-        calls = [self._original(self._weight(), self._inputs(f), f) for f in formats]
-        timings = self._clock(calls, self._device, QUICK, FEWEST_ROUNDS)
+        runs = [self._original(self._weight(), self._inputs(f), f) for f in formats]
+        timings = self._time(runs, QUICK, FEWEST_ROUNDS)
         return formats[timings[0].median > timings[1].median]
 
     @property
@@ -172,15 +176,15 @@ class Stopwatch:
         """Compare the original in some formats with a structure in some."""
         inputs = {f: self._inputs(f) for f in {*originals, self._better}}
         weight = self._weight()
-        calls = [self._original(weight, inputs[f], f) for f in originals]
+        runs = [self._original(weight, inputs[f], f) for f in originals]
         weights = Cascade.random(structure, dtype=self._dtype)
         for name in formats:
             memory_format = torch.channels_last if name == "channels_last" else None
             like = self._form.weight(weight, self._geometry.groups)
             layer = CascadeConv2d.from_weight(like, None, weights, self._geometry, memory_format)
             whole = framed(layer, self._form)
-            calls.append(functools.partial(_run, whole, inputs[self._better]))
-        timings = self._clock(calls, self._device, seconds, rounds)
+            runs.append([functools.partial(whole, x) for x in inputs[self._better]])
+        timings = self._time(runs, seconds, rounds)
         before = min(timings[: len(originals)], key=lambda t: t.median)
         after, name = min(
             zip(timings[len(originals) :], formats, strict=True), key=lambda pair: pair[0].median
@@ -188,31 +192,33 @@ class Stopwatch:
         cost = Cost(before, after, self._form.macs(self._geometry), structure.macs)
         return Price(cost, name)
 
+    def _time(self, runs: Sequence[Run], seconds: float, rounds: int) -> list[Timing]:
+        """Time all calls of some runs of the layer in turn, and sum up those of each."""
+        calls = [call for run in runs for call in run]
+        timings = self._clock(calls, self._device, seconds, rounds)
+        size = len(self._shapes)
+        counts = [count for _, count in self._shapes]
+        return [weighted(timings[i : i + size], counts) for i in range(0, len(timings), size)]
+
     def _original(
-        self,
-        weight: Tensor,
-        inputs: Sequence[tuple[Tensor, int]],
-        memory_format: torch.memory_format,
-    ) -> Callable[[], object]:
+        self, weight: Tensor, inputs: Sequence[Tensor], memory_format: torch.memory_format
+    ) -> Run:
         """The original convolution on inputs of one format."""
         if weight.dim() == 4:
             weight = weight.to(memory_format=memory_format)  # also strides of one channel
         form, geometry = self._form, self._geometry
-        return lambda: _run(lambda x: form.convolve(x, weight, None, geometry), inputs)
+        return [functools.partial(form.convolve, x, weight, None, geometry) for x in inputs]
 
     def _weight(self) -> Tensor:
         """A weight of the layer."""
         shape = self._form.weight_shape(self._geometry)
         return _random(shape).to(self._device, self._dtype)
 
-    def _inputs(self, memory_format: torch.memory_format) -> list[tuple[Tensor, int]]:
-        """The layer's inputs in a format, where they have one, with their numbers of calls."""
-        made = []
-        for shape, calls in self._shapes:
-            x = _random(shape.size).to(self._device, self._dtype)
-            x = x.to(memory_format=memory_format) if x.dim() == 4 else x
-            made.append((x.squeeze(-2) if self._form.dims == 1 else x, calls))
-        return made
+    def _inputs(self, memory_format: torch.memory_format) -> list[Tensor]:
+        """An input of the layer of every shape in a format, where it has one."""
+        made = (_random(shape.size).to(self._device, self._dtype) for shape, _ in self._shapes)
+        images = [x.to(memory_format=memory_format) if x.dim() == 4 else x for x in made]
+        return [x.squeeze(-2) if self._form.dims == 1 else x for x in images]
 
 
 def _random(size: Sequence[int]) -> Tensor:
@@ -220,10 +226,3 @@ def _random(size: Sequence[int]) -> Tensor:
     count = math.prod(size)
     drawn = torch.randn(min(count, DRAWN), generator=torch.Generator().manual_seed(0))
     return drawn.repeat(-(-count // DRAWN))[:count].view(*size)
-
-
-def _run(call: Callable[[Tensor], Tensor], inputs: Sequence[tuple[Tensor, int]]) -> None:
-    """Make all calls of one run of the model."""
-    for x, calls in inputs:
-        for _ in range(calls):
-            call(x)

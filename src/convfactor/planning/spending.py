@@ -11,22 +11,21 @@ from dataclasses import dataclass, field, replace
 from rich.progress import Progress
 from torch import nn
 
-from convfactor.conv.formats import FORMATS
-from convfactor.latency import FEWEST_ROUNDS, Clock
+from convfactor.latency import Clock
 from convfactor.model.copies import copied
-from convfactor.model.formats import in_format
-from convfactor.model.inputs import ModelInputs
+from convfactor.model.inputs import Workload
 from convfactor.model.sites import Found, TransformSite
 from convfactor.planning import transforms
 from convfactor.planning.accounts import Try, account
+from convfactor.planning.batches import Split
 from convfactor.planning.bench import Candidate, Trial
-from convfactor.planning.calibration import Split
 from convfactor.planning.choices import Choice, Choices
 from convfactor.planning.effects import Allowance, Effect, proportional
 from convfactor.planning.frontier import Frontier, Memory, look_at
 from convfactor.planning.prepared import Prepared
 from convfactor.planning.quality import OutputError, Quality
 from convfactor.planning.refinement import refine
+from convfactor.planning.whole import time_models
 from convfactor.plans.decisions import Decision, Entry, Replaced
 from convfactor.plans.plan import Plan
 from convfactor.progress import Told, steps
@@ -52,7 +51,7 @@ class Spender:
     Attributes:
         prepared: The sites of the model.
         model: The model; it is left as it was.
-        inputs: Example inputs.
+        inputs: Calls that stand for its use.
         batches: Calibration data, or None for white noise.
         quality: What the budget is spent on.
         clock: Times calls.
@@ -62,7 +61,7 @@ class Spender:
 
     prepared: Prepared
     model: nn.Module
-    inputs: ModelInputs
+    inputs: Workload
     batches: Split | None
     quality: Quality
     clock: Clock
@@ -110,9 +109,7 @@ class Spender:
         layers = sum(frontier.cost for frontier in self._frontiers)
         if self.prepared.plan.settings.objective == "macs" or not layers:
             return layers
-        given = [in_format([self.model], self.inputs, name) for name in FORMATS]
-        calls = [lambda model=model, inputs=inputs: inputs.run(model) for (model,), inputs in given]
-        timings = self.clock(calls, self.prepared.device, WHOLE_SECONDS, FEWEST_ROUNDS)
+        (timings,) = time_models([self.model], self.inputs, self.clock, WHOLE_SECONDS)
         return max(min(timing.median for timing in timings), layers)
 
     def _effects(self) -> list[Effect]:

@@ -67,18 +67,42 @@ class HeldOut:
         fit: Number of batches to fit on.
         held_out: Number of batches to measure on.
         sha256: Digest of all their tensors, which tells data apart.
+        labels: Where in a batch the labels were that were dropped, such as "batch[1]".
     """
 
     fit: int
     held_out: int
     sha256: str
+    labels: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         """Tell how much there is."""
+        labels = f" without the labels in {' and '.join(self.labels)}" if self.labels else ""
         return (
-            f"{self.fit} calibration {'batch' if self.fit == 1 else 'batches'}, errors on "
+            f"{self.fit} calibration {'batch' if self.fit == 1 else 'batches'}{labels}, errors on "
             f"{self.held_out} {'other' if self.held_out == 1 else 'others'} ({self.sha256[:12]})"
         )
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of the model that was made to find its layers, and timed.
+
+    Attributes:
+        shapes: Of the tensors that it was given.
+        weight: How often it counts.
+        added: Whether it is a calibration batch that reaches layers which no other call reaches.
+    """
+
+    shapes: tuple[tuple[int, ...], ...]
+    weight: float
+    added: bool
+
+    def __str__(self) -> str:
+        """Tell it."""
+        shapes = ", ".join("x".join(map(str, shape)) or "scalar" for shape in self.shapes)
+        added = ", a calibration batch, for the layers that only it reaches" if self.added else ""
+        return f"{self.weight:g} x ({shapes}){added}"
 
 
 Calibration = WhiteNoise | HeldOut

@@ -17,7 +17,7 @@ from convfactor.conv.structure import Structure
 from convfactor.latency import Timing
 from convfactor.model.reasons import Reason
 from convfactor.model.sites import Subject
-from convfactor.plans.circumstances import Calibration, Environment, WhiteNoise
+from convfactor.plans.circumstances import Calibration, Call, Environment, WhiteNoise
 from convfactor.plans.settings import Settings
 from convfactor.plans.spending import Spending
 
@@ -267,6 +267,7 @@ class Decisions:
         calibration: What the errors were measured on.
         whole: The whole model before and after; None where nothing was applied.
         spending: What became of a budget for the whole model; None where each layer had its own.
+        calls: The calls that stand for the use of the model; times are those of all of them.
     """
 
     entries: tuple[Entry, ...]
@@ -275,6 +276,7 @@ class Decisions:
     calibration: Calibration
     whole: WholeModel | None = None
     spending: Spending | None = None
+    calls: tuple[Call, ...] = ()
 
     @property
     def replaced(self) -> list[int]:

@@ -21,6 +21,13 @@ def budget(settings: Settings) -> str:
     return f"at most {settings.max_drop:g} worse in {settings.evaluate}{better}"
 
 
+def called(plan: Decisions) -> list[str]:
+    """The calls that times are summed over, where there are several."""
+    if len(plan.calls) < 2:
+        return []
+    return [f"times and layers of {len(plan.calls)} calls: {'; '.join(map(str, plan.calls))}"]
+
+
 def spent(plan: Decisions) -> list[str]:
     """What became of the budget of a model, a line each."""
     spending = plan.spending

@@ -7,12 +7,13 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, overload
 
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from convfactor.conv.layer import CascadeConv2d
-from convfactor.model import rewrite
+from convfactor.model import programs, rewrite
 from convfactor.model.copies import copied
 from convfactor.model.formats import channels_last
 from convfactor.model.reasons import Reason
@@ -34,18 +35,29 @@ class Plan(Decisions):
         calibration: What the errors were measured on.
         whole: The whole model before and after; None where nothing was applied.
         spending: What became of a budget for the whole model; None where each layer had its own.
+        calls: The calls that stand for the use of the model; times are those of all of them.
     """
 
-    def apply(self, model: nn.Module) -> nn.Module:
+    @overload
+    def apply(self, model: nn.Module) -> nn.Module: ...
+
+    @overload
+    def apply(self, model: ExportedProgram) -> ExportedProgram: ...
+
+    def apply(self, model: nn.Module | ExportedProgram) -> nn.Module | ExportedProgram:
         """Rewrite a copy of a model; the model itself is not touched.
 
         Args:
-            model: The model that was planned, or one with the same layers and weights.
+            model: The model, or the exported program, that was planned, or one with the same
+                layers and weights.
 
         Raises:
-            TypeError: ``model`` is not a module.
+            TypeError: ``model`` is neither a module nor a program.
+            ValueError: The program can't be exported again.
             PlanMismatchError: A layer is missing, or its weight is not the planned one.
         """
+        if isinstance(model, ExportedProgram):
+            return programs.exported(self.apply(programs.graph_of(model)), model)
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module, got {_kind(model)}")
         fast = self.rewrite(copied(model))
@@ -126,7 +138,9 @@ class Plan(Decisions):
         return report.to_text(self)
 
     def to_html(
-        self, path: str | os.PathLike[str] | None = None, model: nn.Module | None = None
+        self,
+        path: str | os.PathLike[str] | None = None,
+        model: nn.Module | ExportedProgram | None = None,
     ) -> str:
         """Make a report as a page that loads nothing else, with pictures of the kernels.
 
@@ -190,8 +204,10 @@ class Plan(Decisions):
         except Exception as error:  # whatever a damaged file leads the readers to raise
             raise ValueError(f"{path} does not hold a plan that can be read: {error}") from error
 
-    def _kernels(self, model: nn.Module) -> dict[int, Tensor]:
+    def _kernels(self, model: nn.Module | ExportedProgram) -> dict[int, Tensor]:
         """The original kernels of the replaced layers, by index into ``entries``."""
+        if isinstance(model, ExportedProgram):
+            model = programs.graph_of(model)
         self.apply(model)  # refuses any other model
         return {
             i: rewrite.plain_weight(model, entry.subject)

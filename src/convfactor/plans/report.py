@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from convfactor.plans.decisions import Decisions, Entry, Replaced
-from convfactor.plans.outcome import budget, spent, unsteady, whole
+from convfactor.plans.outcome import budget, called, spent, unsteady, whole
 from convfactor.plans.words import milliseconds, percent, sides
 
 WIDTH = 200  # more than the columns can take together, so that nothing is cut off
@@ -214,7 +214,7 @@ def _header(plan: Decisions) -> list[str]:
         f"torch {environment.torch_version}, {environment.device}, {environment.machine}, "
         f"{environment.threads} threads"
     )
-    return [*lines, *(unsteady(plan) if environment.busy else [])]
+    return [*lines, *called(plan), *(unsteady(plan) if environment.busy else [])]
 
 
 def _footer(plan: Decisions) -> list[str]:

@@ -37,6 +37,10 @@ def check_plan(plan: Decisions) -> None:
         counts = _are_counts((plan.calibration.fit, plan.calibration.held_out))
         _demand(counts, "calibration", "numbers of batches must be >= 1")
         _demand(is_sha256(plan.calibration.sha256), "calibration", "sha256 must be a digest")
+    for call in plan.calls:
+        sizes = (size for shape in call.shapes for size in shape)
+        fine = 0 < call.weight < math.inf and min(sizes, default=0) >= 0
+        _demand(fine, "calls", f"weights must be positive and shapes counts, got {call}")
     if plan.whole is not None:
         _demand(_are_errors(plan.whole.errors), "whole", "errors must be >= 0")
         _check_timings("whole", plan.whole.before, plan.whole.after)
@@ -113,7 +117,9 @@ def _check_subject(where: str, subject: Subject) -> None:
     )
     _demand(_are_counts(subject.kernel_size), where, f"kernel_size has {subject.kernel_size}")
     for shape, calls in subject.shapes:
-        _demand(calls >= 1 and min(shape.size, default=0) >= 0, where, "shapes must be counts")
+        fine = 0 < calls < math.inf and min(shape.size, default=0) >= 0
+        _demand(fine, where, "shapes must be counts")
+    _demand(min(subject.calls, default=0) >= 0, where, "calls must be counts")
     if subject.geometry is not None:
         _check_geometry(where, subject.geometry)
         _demand(
