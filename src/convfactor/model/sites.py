@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import operator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from convfactor.conv.geometry import ConvGeometry
+from convfactor.errors import PlanMismatchError
 from convfactor.model.inputs import ModelInputs
 from convfactor.model.reasons import Reason
 
@@ -112,3 +115,13 @@ Found = Site | TransformSite | TurnedAway
 def inside(owner: str, what: str) -> str:
     """Name a thing inside a module."""
     return f"{owner}.{what}" if owner else what
+
+
+def kernel(model: nn.Module, subject: Subject) -> Tensor:
+    """The weight of a layer; a graph may know the module by one of its names only."""
+    names = [subject.weight_name, *(f"{owner}.weight" for owner in subject.owners)]
+    for name in names:
+        with contextlib.suppress(AttributeError):
+            weight: Tensor = operator.attrgetter(name)(model)
+            return weight
+    raise PlanMismatchError(f"layer {subject.name}: the model has none of {', '.join(names)}")

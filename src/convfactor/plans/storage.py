@@ -10,6 +10,7 @@ from pathlib import Path
 from safetensors.torch import load, save
 from torch import Tensor
 
+from convfactor.errors import kind_of
 from convfactor.model.digests import digest
 from convfactor.plans.records import LARGEST
 
@@ -56,6 +57,18 @@ def replace_file(path: Path, data: bytes) -> None:
         fresh = Path(scratch) / path.name
         fresh.write_bytes(data)
         os.replace(fresh, path)
+
+
+def written(text: str, path: str | os.PathLike[str] | None) -> str:
+    """Write a text to a file, which is replaced at once, where there is one to write."""
+    if path is not None:
+        if not isinstance(path, (str, os.PathLike)):
+            raise TypeError(f"path must be the name of a file, got {kind_of(path)}")
+        target = Path(path)
+        if target.is_dir():
+            raise ValueError(f"path must be a file, got the folder {target}")
+        replace_file(target, text.encode())
+    return text
 
 
 def read_record(folder: Path) -> str:
