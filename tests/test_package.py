@@ -22,7 +22,7 @@ SLOW = {"torch", "numpy", "rich", "cattrs", "jinja2", "safetensors", "matplotlib
 PUBLIC = [
     "Bounds", "Cascade", "CascadeConv2d", "ConvGeometry", "Factorization", "Moments", "Plan",
     "PlanMismatchError", "Stage", "StageShape", "Structure", "ToleranceError", "factorize", "fx",
-    "optimize", "plan", "wavelets",
+    "load", "optimize", "plan", "save", "wavelets",
 ]  # fmt: skip
 
 

@@ -12,7 +12,6 @@ from concurrent.futures import Executor, ProcessPoolExecutor
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_model
 
 import convfactor
 from convfactor.cli.arguments import REPORTS, asked
@@ -26,6 +25,7 @@ from convfactor.cli.given import (
 from convfactor.cli.messages import say
 from convfactor.plans.plan import Plan
 from convfactor.plans.storage import PLAN_FILE, WEIGHTS_FILE
+from convfactor.saving.folders import FILES
 
 PARTIAL = "partial"
 
@@ -69,8 +69,8 @@ def _optimize(options: Namespace) -> None:
     plan.save(output)
     (output / "table.txt").write_text(f"{plan}\n", encoding="utf-8")
     plan.to_html(output / "report.html", model)
-    save_model(fast, str(output / "model.safetensors"))
-    written = [PLAN_FILE, WEIGHTS_FILE, "table.txt", "report.html", "model.safetensors"]
+    convfactor.save(fast, output)
+    written = [PLAN_FILE, WEIGHTS_FILE, "table.txt", "report.html", FILES.record, FILES.weights]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
