@@ -43,12 +43,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--side", type=int, default=384, help="of the picture, in threes")
     parser.add_argument("--tolerance", type=float, default=0.06)
+    parser.add_argument("--layers", nargs="+", default=["conv1", "conv2", "conv3"])
     options = parser.parse_args()
 
     pictures = [photographs.middle(luma, options.side) for luma in photographs.training().values()]
     batches = [photographs.degrade(luma) for luma in pictures]
     model, x = network.load(), batches[0]
-    fast, plan = convfactor.optimize(model, x, options.tolerance, calibration=batches)
+    fast, plan = convfactor.optimize(
+        model,
+        x,
+        options.tolerance,
+        calibration=batches,
+        select=lambda name, module: name in options.layers,
+    )
     last = x.contiguous(memory_format=torch.channels_last)
     calls = [lambda: model(x), lambda: fast(last), session(model, x), session(fast, x)]
     times = compare(calls, x.device, seconds=10.0)

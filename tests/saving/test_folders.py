@@ -39,6 +39,7 @@ class Net(nn.Module):
         self.other.weight, self.other.bias = self.tied.weight, self.tied.bias
         self.call = Functional(seed=2)
         self.plain = {"kernel": self.call.kernel}
+        vars(self)["alias"] = vars(self.call)["alias"] = self.call.kernel
         self.lent = conv(seed=4)
         self.head = nn.Conv2d(2, width, 1)
         self.tail = nn.Conv2d(2, width, 1)
@@ -173,7 +174,7 @@ def test_weights_of_calls_are_exchanged_in_plain_containers_too(tmp_path):
     convfactor.save(optimized(net), tmp_path)
     loaded = convfactor.load(tmp_path, net())
     assert isinstance(loaded.call.kernel, FactorizedWeight)
-    assert loaded.plain["kernel"] is loaded.call.kernel
+    assert loaded.plain["kernel"] is loaded.alias is loaded.call.alias is loaded.call.kernel
     assert isinstance(loaded.lent.weight, FactorizedWeight)
     assert type(loaded) is Net
 
@@ -302,6 +303,12 @@ def test_a_graph_asks_for_the_same_graph(tmp_path):
     )
     with pytest.raises(PlanMismatchError, match=message):
         convfactor.load(tmp_path, shorter)
+
+
+def test_the_root_has_a_name(tmp_path):
+    convfactor.save(optimized(root), tmp_path)
+    with pytest.raises(PlanMismatchError, match=r"layer \(root\): the model has a 7x7 convolution"):
+        convfactor.load(tmp_path, conv(size=7))
 
 
 def test_what_can_not_be_saved_is_refused(tmp_path):

@@ -182,7 +182,9 @@ def _calls(model: nn.Module) -> Iterator[SavedCall]:
         children = {id(child): name for name, child in module._modules.items()}
         for attribute, value in vars(module).items():
             if isinstance(value, FactorizedWeight):
-                yield SavedCall(owner, attribute, children[id(value._layer)])
+                child = children.get(id(value._layer), "")
+                if child.startswith(f"{attribute}_"):  # else another place that holds it as well
+                    yield SavedCall(owner, attribute, child)
 
 
 def _nodes(model: nn.Module) -> Iterator[SavedNode]:

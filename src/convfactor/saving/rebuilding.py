@@ -71,8 +71,9 @@ def mismatch(name: str, found: str, wanted: str, saved: Description) -> PlanMism
         saved: The model that was saved.
     """
     return PlanMismatchError(
-        f"layer {name}: the model has {found}, but {wanted} was saved; give load a new model of "
-        f"the class {saved.model}, made with the arguments that the saved one was made with"
+        f"layer {name or '(root)'}: the model has {found}, but {wanted} was saved; give load a new "
+        f"model of the class {saved.model}, made with the arguments that the saved one was made "
+        "with"
     )
 
 
@@ -185,7 +186,7 @@ def _replace_nodes(
     graph = _found(model, name)
     if not isinstance(graph, fx.GraphModule):
         found = "nothing" if graph is None else f"a {type(graph).__name__}"
-        raise mismatch(name or "(root)", found, "a torch.fx graph", saved)
+        raise mismatch(name, found, "a torch.fx graph", saved)
     places = plain_nodes(graph)
     layers: dict[fx.Node, tuple[str, CascadeConv2d]] = {}
     made: dict[str, CascadeConv2d] = {}
