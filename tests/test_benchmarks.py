@@ -54,3 +54,14 @@ def test_growth_plans_every_network_in_its_own_process():
         assert 0 < float(before) <= float(after)
         done, of = map(int, replaced.split(" of "))
         assert done == of if "multiplies" in how else done <= of
+
+
+def test_deployment_times_both_runtimes():
+    pytest.importorskip("onnxruntime")
+    _, _, *rows = run("deployment", "--side", 48, "--layers", "conv3")
+    assert [row[0] for row in rows] == ["torch", "onnxruntime"]
+    for _, before, after, ratio in rows:
+        for cell in (before, after):
+            median, low, high = map(float, re.fullmatch(r"(\S+) \[(\S+)\.\.(\S+)\]", cell).groups())
+            assert 0 < low <= median <= high
+        assert float(ratio.removesuffix("x")) > 0

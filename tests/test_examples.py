@@ -125,6 +125,26 @@ def test_digits_after_training(tmp_path):
     assert changed < 0.05 * 450 if replaced else changed == 0
 
 
+def test_finetune(tmp_path):
+    output = run("finetune", "--size", 16, "--channels", 4, "--steps", 60, folder=tmp_path)
+    (_, original), (_, optimized), (_, trained) = rows(output)
+    if "0 of 2 large-kernel layers replaced" in output:
+        assert optimized == original
+    else:
+        assert float(trained) < float(optimized)
+    assert number(r"loaded into a fresh network: (\S+)", output) == float(trained)
+
+
+def test_lightning_callback(tmp_path):
+    pytest.importorskip("lightning")
+    output = run(
+        "lightning_callback", "--size", 16, "--channels", 4, "--epochs", 1, "--count", 64,
+        "--model-tolerance", 0.3, folder=tmp_path,
+    )  # fmt: skip
+    assert " of 2 large-kernel layers replaced" in output
+    assert 0 < number(r"with the optimized network (\S+)", output) < 1
+
+
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
 def test_says_how_it_is_started_and_is_tested(path):
     text = path.read_text(encoding="utf-8")

@@ -21,9 +21,8 @@ STUB = Path(convfactor.__file__).with_suffix(".pyi")
 SLOW = {"torch", "numpy", "rich", "cattrs", "jinja2", "safetensors", "matplotlib"}
 PUBLIC = [
     "Bounds", "Cascade", "CascadeConv2d", "CascadeConvNd", "ConvGeometry", "Factorization",
-    "Inputs",
-    "Moments", "Plan", "PlanMismatchError", "Stage", "StageShape", "Structure", "ToleranceError",
-    "factorize", "fx", "optimize", "plan", "wavelets",
+    "Inputs", "Moments", "Plan", "PlanMismatchError", "Stage", "StageShape", "Structure",
+    "ToleranceError", "factorize", "fx", "load", "optimize", "plan", "save", "wavelets",
 ]  # fmt: skip
 
 

@@ -25,8 +25,10 @@ _HOMES = {
     "Structure": "convfactor.conv.structure",
     "ToleranceError": "convfactor.errors",
     "factorize": "convfactor.factorization.factorize",
+    "load": "convfactor.saving.folders",
     "optimize": "convfactor.planning.optimization",
     "plan": "convfactor.planning.optimization",
+    "save": "convfactor.saving.folders",
 }
 _MODULES = ("fx", "plots", "wavelets")
 

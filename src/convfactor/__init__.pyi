@@ -20,5 +20,7 @@ from convfactor.model.inputs import Inputs as Inputs
 from convfactor.planning.optimization import optimize as optimize
 from convfactor.planning.optimization import plan as plan
 from convfactor.plans.plan import Plan as Plan
+from convfactor.saving.folders import load as load
+from convfactor.saving.folders import save as save
 
 __version__: str

@@ -142,6 +142,12 @@ def test_a_plan_is_of_its_normalization(tmp_path):
     plan.save(tmp_path)
     again = convfactor.Plan.load(tmp_path).apply(model)
     assert torch.equal(again(images()), fast(images()))
+    convfactor.save(fast, tmp_path / "saved")
+    fresh = nn.Sequential(conv(seed=3), nn.BatchNorm2d(2)).eval()
+    assert torch.equal(convfactor.load(tmp_path / "saved", fresh)(images()), fast(images()))
+    assert torch.equal(plan.revert(fast, model)(images()), model(images()))
+    with pytest.raises(convfactor.PlanMismatchError, match="a batch normalization"):
+        convfactor.load(tmp_path / "saved", nn.Sequential(conv(), nn.ReLU()))
     model[1].running_mean += 1
     with pytest.raises(convfactor.PlanMismatchError, match="not the weight that was planned"):
         plan.apply(model)

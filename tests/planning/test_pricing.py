@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from convfactor import ConvGeometry
+from convfactor.conv.forms import convolution
 from convfactor.factorization.families import full, separable_pair
 from convfactor.latency import Timing
 from convfactor.model.sites import InputShape

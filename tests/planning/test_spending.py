@@ -267,7 +267,7 @@ def test_a_layer_that_is_kept_after_all_is_not_accounted_for(monkeypatch):
     sound = judge.Judge.sound
 
     def strict(self, chosen):
-        return sound(self, chosen).without(chosen.replaced[0], "not this one")
+        return sound(self, chosen).keeping(chosen.replaced[0], "not this one")
 
     monkeypatch.setattr(judge.Judge, "sound", strict)
     _, plan = spent(model, model_tolerance=0.1, refine=False)

@@ -318,7 +318,7 @@ def test_times_and_missing_values(big):
 
 
 def test_figures_of_what_was_not_taken_are_in_parentheses(big):
-    kept = big.without(0, Reason("tolerance", "tolerance", "tolerance: too far off"))
+    kept = big.keeping(0, Reason("tolerance", "tolerance", "tolerance: too far off"))
     page = Page(replace(kept, entries=kept.entries[:1]).to_html())
     assert "1 layer was kept, because nothing fast enough met the tolerance;" in page.text
     assert "(1.23%) 12.3 ms [10..20] (→ 12.3 ms [10.1..20.9]) 25,600 (→ 13,824)" in page.text
@@ -450,7 +450,7 @@ def test_nothing_to_do():
 
 
 def test_nothing_replaced(plan):
-    kept = plan.without(0, "undone").without(1, "undone").without(2, "undone")
+    kept = plan.keeping(0, "undone").keeping(1, "undone").keeping(2, "undone")
     page = Page(kept.to_html(model=model()))
     assert "Every layer was kept as it is. 4 layers were kept" in page.text
     assert "How to apply" not in page.text

@@ -488,7 +488,7 @@ SAVING = """
 import errno, resource, sys
 from pathlib import Path
 from convfactor import Plan
-plan = Plan.load(sys.argv[1]).without(1, "another")
+plan = Plan.load(sys.argv[1]).keeping(1, "another")
 size = int(sys.argv[3])
 resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 try:
@@ -517,7 +517,7 @@ def test_a_run_that_ends_while_it_saves_leaves_one_of_the_two_plans(
     planned, tmp_path, monkeypatch, stop, fresh
 ):
     """Each step in turn is the first that does not happen."""
-    other = planned.without(2, "another")
+    other = planned.keeping(2, "another")
     if not fresh:
         planned.save(tmp_path)
     done = []
@@ -586,7 +586,7 @@ def test_missing_files_are_named(planned, tmp_path, missing):
 
 
 def test_keeping_a_layer_after_all(planned):
-    less = planned.without(1, "undone")
+    less = planned.keeping(1, "undone")
     decision = planned.entries[1].decision
     assert less.entries[1].subject == planned.entries[1].subject
     assert less.entries[1].decision.label == "kept"
@@ -602,10 +602,10 @@ def test_keeping_a_layer_after_all(planned):
 
 def test_keeping_a_layer_for_a_reason(planned):
     reason = Reason("unsound", "undone", "undone: the outputs differ")
-    less = planned.without(2, reason)
+    less = planned.keeping(2, reason)
     assert less.entries[2].decision.reason == reason
     assert less.entries[2].missed
-    again = less.without(2, "another").without(0, "another")  # both are kept already
+    again = less.keeping(2, "another").keeping(0, "another")  # both are kept already
     assert again.entries[2].decision.reason == reason
     assert again.entries[0].decision == planned.entries[0].decision
 

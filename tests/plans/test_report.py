@@ -133,7 +133,7 @@ def test_a_swapped_transform_is_replaced_without_stages(plan):
 
 def test_no_word_of_a_long_reason_is_lost(plan):
     reason = "tolerance: 3x3, the closest of those fast enough, has an error of 81.00%"
-    kept = plan.without(0, Reason("tolerance", "tolerance", reason)).entries[0]
+    kept = plan.keeping(0, Reason("tolerance", "tolerance", reason)).entries[0]
     wide = renamed(kept, "features.12.depthwise.conv")
     text = str(replace(plan, entries=(wide,)))
     assert set(reason.split()) <= set(text.split())

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_model
 from torch.export import ExportedProgram
 
 import convfactor
@@ -31,6 +30,7 @@ from convfactor.model.inputs import Inputs
 from convfactor.model.programs import inputs_of
 from convfactor.plans.plan import Plan
 from convfactor.plans.storage import PLAN_FILE, WEIGHTS_FILE
+from convfactor.saving.folders import FILES
 
 PARTIAL = "partial"
 
@@ -94,7 +94,8 @@ def _write(fast: Any, calls: list[Inputs] | None, output: Path) -> list[str]:
     if isinstance(fast, ExportedProgram):
         torch.export.save(fast, output / EXPORTED)
         return [EXPORTED]
-    save_model(fast, str(output / "model.safetensors"))
+    convfactor.save(fast, output)
+    written = [FILES.record, FILES.weights]
     assert calls is not None
     try:
         with warnings.catch_warnings():
@@ -103,8 +104,8 @@ def _write(fast: Any, calls: list[Inputs] | None, output: Path) -> list[str]:
     except Exception as error:  # a model that torch can't export is still optimized
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         say(f"{EXPORTED} was not written: torch.export does not take this model ({reason})")
-        return ["model.safetensors"]
-    return ["model.safetensors", EXPORTED]
+        return written
+    return [*written, EXPORTED]
 
 
 def _calls(options: Namespace, device: torch.device, dtype: torch.dtype) -> list[Inputs] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -42,20 +42,37 @@ def replace(
         geometry: The geometry of those.
         make: Makes the module in place of a weight and a bias.
     """
-    layers: dict[str | None, str] = {}
+    layers: dict[fx.Node, tuple[str, Layer]] = {}
     first: Layer | None = None
+    made: dict[str | None, tuple[str, Layer]] = {}
     for node in calls(graph, weight, form, geometry):
-        x, *parameters = (_argument(node, name) for name in ("input", "weight", "bias"))
-        bias = None if parameters[1] is None else str(parameters[1].target)
-        if bias not in layers:
+        parameter = _argument(node, "bias")
+        bias = None if parameter is None else str(parameter.target)
+        if bias not in made:
             values = None if bias is None else operator.attrgetter(bias)(graph)
             layer = make(weight, values).train(graph.training)
             first = first or layer
             tie(layer, first, bias=False)
-            layers[bias] = free_name(graph, "cascade")
-            graph.add_module(layers[bias], layer)
+            made[bias] = free_name(graph, "cascade"), layer
+            graph.add_module(*made[bias])
+        layers[node] = made[bias]
+    return with_layers(graph, layers)
+
+
+def with_layers(
+    graph: fx.GraphModule, layers: Mapping[fx.Node, tuple[str, Layer]]
+) -> fx.GraphModule:
+    """Make a graph whose convolutions are modules.
+
+    Args:
+        graph: The graph, which is changed.
+        layers: Name and module for the node of a convolution.
+    """
+    for node, (name, layer) in layers.items():
+        x, *parameters = (_argument(node, what) for what in ("input", "weight", "bias"))
+        graph.add_submodule(name, layer)
         with graph.graph.inserting_before(node):
-            node.replace_all_uses_with(graph.graph.call_module(layers[bias], (x,)))
+            node.replace_all_uses_with(graph.graph.call_module(name, (x,)))
         graph.graph.erase_node(node)
         for parameter in parameters:
             if parameter is not None and not parameter.users:
@@ -64,6 +81,15 @@ def replace(
     result = fx.GraphModule(graph, graph.graph, type(graph).__name__)
     result.training = graph.training
     return result
+
+
+def weight_of(
+    graph: fx.GraphModule, node: fx.Node, form: Form, geometry: ConvGeometry
+) -> Tensor | None:
+    """The weight with which a node of a graph convolves in one way; None for another node."""
+    call = _read(node, graph)
+    same = call is not None and (call.form, call.geometry) == (form, geometry)
+    return call.weight if call is not None and same else None
 
 
 def free_name(module: nn.Module, wanted: str) -> str:

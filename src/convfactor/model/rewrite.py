@@ -69,7 +69,7 @@ def apply(model: nn.Module, exchanges: Sequence[Exchange]) -> nn.Module:
                 new[model.get_submodule(subject.norm)] = FoldedNorm()
         else:
             functional.append((subject, make, _tensor(model, subject.weight_name)))
-    model = _swap(model, new)
+    model = swap(model, new)
     for subject, make, weight in functional:
         model = _factorize_calls(model, subject, make, weight)
     return model
@@ -247,7 +247,7 @@ def _has(model: nn.Module, name: str) -> bool:
     return True
 
 
-def _swap(model: nn.Module, new: dict[nn.Module, nn.Module]) -> nn.Module:
+def swap(model: nn.Module, new: dict[nn.Module, nn.Module]) -> nn.Module:
     """Put modules in place of others, under all their names."""
     if model in new:
         return new[model]
@@ -293,7 +293,7 @@ def _factorize_calls(model: nn.Module, subject: Subject, make: Make, weight: Ten
     found = False
     for module in list(model.modules()):
         if isinstance(module, fx.GraphModule) and graphs.calls(module, weight, form, geometry):
-            model = _swap(model, {module: graphs.replace(module, weight, form, geometry, made)})
+            model = swap(model, {module: graphs.replace(module, weight, form, geometry, made)})
             found = True
     first: Layer | None = None
     for module, name in list(_holders(model, weight)):
@@ -302,17 +302,31 @@ def _factorize_calls(model: nn.Module, subject: Subject, make: Make, weight: Ten
         layer = made(weight, None).train(module.training)
         first = first or layer
         tie(layer, first)
-        delattr(module, name)
-        # Past the methods of the module, whose class may have others of its own.
-        module._modules[graphs.free_name(module, f"{name}_cascade")] = layer
-        vars(module)[name] = FactorizedWeight(layer)
-        _exchange(model, {id(weight): vars(module)[name]})
+        put_weight(model, module, name, graphs.free_name(module, f"{name}_cascade"), layer)
         found = True
     if not found:
         raise PlanMismatchError(
             f"layer {subject.name}: its call was not found in {subject.owners[0]!r}; plan anew"
         )
     return model
+
+
+def put_weight(model: nn.Module, module: nn.Module, name: str, child: str, layer: Layer) -> None:
+    """Put an object that runs a cascade in the place of a weight.
+
+    Args:
+        model: The model, which may hold the weight in plain containers as well.
+        module: The module that has the weight.
+        name: Name of the weight in it.
+        child: Name of the cascade in it.
+        layer: The cascade.
+    """
+    weight = getattr(module, name)
+    delattr(module, name)
+    # Past the methods of the module, whose class may have others of its own.
+    module._modules[child] = layer
+    vars(module)[name] = FactorizedWeight(layer)
+    _exchange(model, {id(weight): vars(module)[name]})
 
 
 def _holders(model: nn.Module, weight: Tensor) -> Iterator[tuple[nn.Module, str]]:

@@ -181,7 +181,7 @@ class Job:
             except PlanMismatchError:
                 text = "its weight is made or changed by the forward; run the model once before"
                 short = "its weight is made by the forward"
-                chosen = chosen.without(i, Reason("unsupported", short, text))
+                chosen = chosen.keeping(i, Reason("unsupported", short, text))
         return chosen
 
     def compare(self, chosen: Plan) -> Plan:
@@ -199,7 +199,7 @@ class Job:
                 f"{whole.before.median * 1e3:.3g} ms without"
             )
             for i in worst[: math.ceil(len(worst) * UNDONE)]:
-                chosen = chosen.without(i, Reason("speed", "undone: no faster", text))
+                chosen = chosen.keeping(i, Reason("speed", "undone: no faster", text))
         return chosen
 
     def _measure(self, chosen: Plan, fast: nn.Module) -> WholeModel:

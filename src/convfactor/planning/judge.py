@@ -88,7 +88,7 @@ class Judge:
             guilty = [i for i, fault in alone.items() if fault is not None]
             worst = guilty or [max(chosen.replaced, key=lambda i: measured[i])]
             for i in worst:
-                chosen = chosen.without(i, _undone(alone[i] or found))
+                chosen = chosen.keeping(i, _undone(alone[i] or found))
         return chosen
 
     def errors(self, chosen: Plan) -> tuple[float, ...]:
@@ -131,7 +131,7 @@ class Judge:
             planned = chosen.entries[i].decision.error or 0.0
             if not off <= max(chosen.settings.layer_tolerance, STRAY * planned):
                 reason = f"on the model's data the layer is {off:.2%} off"
-                chosen = chosen.without(i, _undone(reason))
+                chosen = chosen.keeping(i, _undone(reason))
         return chosen
 
     def _transparent(self, chosen: Plan) -> tuple[Plan, dict[int, float]]:
@@ -144,7 +144,7 @@ class Judge:
             alone = {i: self._probed(only(chosen, i))[0] for i in chosen.replaced}
             guilty = [i for i, found in alone.items() if found is not None] or chosen.replaced
             for i in guilty:
-                chosen = chosen.without(i, _undone(alone[i] or fault))
+                chosen = chosen.keeping(i, _undone(alone[i] or fault))
         return chosen, measured
 
     def _probed(self, chosen: Plan) -> tuple[str | None, dict[int, float]]:
@@ -190,7 +190,7 @@ class Judge:
 def only(chosen: Plan, index: int) -> Plan:
     """A plan that replaces one layer, and swaps no transform."""
     others = set(chosen.replaced) - {index}
-    return functools.reduce(lambda plan, other: plan.without(other, ""), others, chosen)
+    return functools.reduce(lambda plan, other: plan.keeping(other, ""), others, chosen)
 
 
 def _cascades(chosen: Plan) -> list[int]:

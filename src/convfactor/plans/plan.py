@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar, overload
@@ -13,15 +13,18 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from convfactor.conv.layer import CascadeConv2d
+from convfactor.errors import kind_of
 from convfactor.model import programs, rewrite
 from convfactor.model.copies import copied
 from convfactor.model.formats import channels_last
 from convfactor.model.reasons import Reason
 from convfactor.model.rewrite import Exchange
-from convfactor.plans import pages, records, report, storage
-from convfactor.plans.decisions import Decisions, Entry, Kept, Replaced
+from convfactor.plans import pages, records, report, reverting, storage
+from convfactor.plans.decisions import Decisions, Entry, Kept, Replaced, Swapped
+from convfactor.plans.selection import matching, merged
 
 L = TypeVar("L", bound=CascadeConv2d)
+LEFT_OUT = "left out of the plan"
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +62,7 @@ class Plan(Decisions):
         if isinstance(model, ExportedProgram):
             return programs.exported(self.apply(programs.graph_of(model)), model)
         if not isinstance(model, nn.Module):
-            raise TypeError(f"model must be a torch.nn.Module, got {_kind(model)}")
+            raise TypeError(f"model must be a torch.nn.Module, got {kind_of(model)}")
         fast = self.rewrite(copied(model))
         if self.whole is not None and self.whole.memory_format == "channels_last":
             fast = channels_last(fast)
@@ -119,7 +122,7 @@ class Plan(Decisions):
         """Add one decision."""
         return replace(self, entries=(*self.entries, entry))
 
-    def without(self, index: int, reason: Reason | str) -> Plan:
+    def keeping(self, index: int, reason: Reason | str) -> Plan:
         """Keep one layer after all.
 
         Args:
@@ -132,6 +135,82 @@ class Plan(Decisions):
         if not isinstance(entry.decision, Kept):
             entry = replace(entry, decision=Kept(reason, entry.decision.tried))
         return replace(self, entries=(*self.entries[:index], entry, *self.entries[index + 1 :]))
+
+    def without(self, *layers: str) -> Plan:
+        """Keep some layers as they are.
+
+        What was measured of the whole model, its memory format and what became of a budget for it
+        are left out, as nobody has measured the rest by itself.
+
+        Args:
+            *layers: Names as in the table, of modules or of weights; ``fnmatch`` reads them, so
+                that ``"stem.*"`` is all of a block.
+
+        Raises:
+            ValueError: There is no such layer.
+        """
+        return self._keeping_all(matching(self.entries, layers))
+
+    def only(self, *layers: str) -> Plan:
+        """Keep all other layers as they are; see ``without``.
+
+        Args:
+            *layers: Names, as for ``without``.
+
+        Raises:
+            ValueError: There is no such layer.
+        """
+        return self._keeping_all({*range(len(self.entries))} - matching(self.entries, layers))
+
+    def merge(self, other: Plan) -> Plan:
+        """Put two plans of one model into one.
+
+        A layer that one of them replaces is replaced. Both must have been made alike: with a
+        tolerance for each layer, of which the larger is noted, the other settings, machine and
+        calibration data being the same. The whole model counts as not measured.
+
+        Args:
+            other: A plan of the same model, for instance with another ``select``.
+
+        Raises:
+            PlanMismatchError: It is of another model.
+            ValueError: Both replace a layer, or they were not made alike.
+        """
+        entries, settings = merged(self, other)
+        return replace(self, entries=entries, settings=settings, whole=None, spending=None)
+
+    def revert(self, fast: nn.Module, original: nn.Module, *layers: str) -> nn.Module:
+        """Give a rewritten model the layers of the original back.
+
+        Args:
+            fast: What ``apply`` made of ``original``, trained further or not; it is not touched.
+            original: The model that was planned, with its weights; it is not touched.
+            *layers: Those to revert, named as for ``without``; all by default.
+
+        Returns:
+            A copy of ``original`` in which the other layers are replaced, and whatever both have
+            has the values of ``fast``.
+
+        Raises:
+            ValueError: There is no such layer.
+            PlanMismatchError: ``original`` is not the model that was planned, or ``fast`` was not
+                made by this plan.
+        """
+        left = self.without(*(layers or ("*",))) if self.entries else self
+        swapped = [i for i in self.replaced if isinstance(self.entries[i].decision, Swapped)]
+        gone = (self.entries[i].subject for i in swapped if not left.entries[i].replaced)
+        owners = [owner for subject in gone for owner in subject.owners]
+        whole, part = (
+            reverting.applied(copied(original), plan.exchanges, plan.layer) for plan in (self, left)
+        )
+        model = reverting.carry_over(fast, whole, part, owners)
+        last = self.whole is not None and self.whole.memory_format == "channels_last"
+        return channels_last(model) if last and left.replaced else model
+
+    def _keeping_all(self, indices: Iterable[int]) -> Plan:
+        """Keep layers that the user does not want to be replaced."""
+        start = replace(self, whole=None, spending=None)
+        return functools.reduce(lambda plan, i: plan.keeping(i, LEFT_OUT), indices, start)
 
     def __str__(self) -> str:
         """Table of the decisions with the whole model under it."""
@@ -155,22 +234,24 @@ class Plan(Decisions):
         Raises:
             PlanMismatchError: ``model`` is not the one that was planned.
         """
-        return _written(pages.to_html(self, {} if model is None else self._kernels(model)), path)
+        return storage.written(
+            pages.to_html(self, {} if model is None else self._kernels(model)), path
+        )
 
     def to_markdown(self, path: str | os.PathLike[str] | None = None) -> str:
         """Make a table of GitHub's Markdown with what ``print`` shows, and write it to a file."""
-        return _written(report.to_markdown(self), path)
+        return storage.written(report.to_markdown(self), path)
 
     def to_csv(self, path: str | os.PathLike[str] | None = None) -> str:
         """Make a table for other programs, one line per decision, and write it to a file.
 
         Numbers have full precision, times are in seconds, and what is unknown is empty.
         """
-        return _written(report.to_csv(self), path)
+        return storage.written(report.to_csv(self), path)
 
     def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
         """Make the record that ``save`` keeps beside the weights, and write it to a file."""
-        return _written(records.write(self)[0], path)
+        return storage.written(records.write(self)[0], path)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the plan as JSON and its cascades as safetensors; no pickle.
@@ -214,20 +295,3 @@ class Plan(Decisions):
             for i, entry in enumerate(self.entries)
             if isinstance(entry.decision, Replaced)
         }
-
-
-def _kind(value: object) -> str:
-    """What came instead."""
-    return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
-
-
-def _written(text: str, path: str | os.PathLike[str] | None) -> str:
-    """Write a text to a file, which is replaced at once, where there is one to write."""
-    if path is not None:
-        if not isinstance(path, (str, os.PathLike)):
-            raise TypeError(f"path must be the name of a file, got {_kind(path)}")
-        target = Path(path)
-        if target.is_dir():
-            raise ValueError(f"path must be a file, got the folder {target}")
-        storage.replace_file(target, text.encode())
-    return text

@@ -38,10 +38,9 @@ def write(plan: Decisions) -> tuple[str, dict[str, Tensor], str]:
         ValueError: The plan is so large that it would not be read again.
     """
     tensors: dict[str, Tensor] = {}
-    values = _converter(tensors).unstructure(plan)
+    values = converter(tensors).unstructure(plan)
     sha256 = digest(tensors)
-    record = {"format": FORMAT, "tensors_sha256": sha256, **values}
-    text = json.dumps({SEAL: _seal(record), **record}, indent=2, allow_nan=False) + "\n"
+    text = sealed({"format": FORMAT, "tensors_sha256": sha256, **values})
     if len(text) > LARGEST:
         raise ValueError(
             f"plan must take at most {LARGEST} characters of JSON, got {len(text)} for "
@@ -76,31 +75,52 @@ def read(text: str, tensors_of: Callable[[str], dict[str, Tensor]], kind: type[P
         ValueError: Text or values are not such as ``write`` makes.
     """
     try:
-        if len(text) > LARGEST:
-            raise ValueError(f"it has {len(text)} characters, more than {LARGEST}")
-        if sum(map(text.count, ",[{")) > MOST_VALUES:
-            raise ValueError(f"it has more than {MOST_VALUES} values")
-        record = json.loads(text, parse_constant=_refuse)
-        found = record.pop("format", None) if isinstance(record, dict) else record
-        if found != FORMAT:
-            raise ValueError(f"format must be {FORMAT}, got {reprlib.repr(found)}")
-        sealed = record.pop(SEAL, None)
-        if sealed != _seal({"format": found, **record}):
-            raise ValueError(
-                "its values are not those that were saved; change a plan in Python, with "
-                "Plan.without, and save it anew"
-            )
-        tensors_sha256 = record.pop("tensors_sha256", None)
-        if not is_sha256(tensors_sha256):
-            raise ValueError("tensors_sha256 must be a digest")
+        tensors_sha256, record = opened(text, FORMAT)
         tensors = tensors_of(tensors_sha256)
-        plan = _converter(tensors).structure(record, kind)
+        plan = converter(tensors).structure(record, kind)
         if tensors:
             raise ValueError(f"the tensor {next(iter(tensors))!r} belongs to no entry")
         check_plan(plan)
     except Exception as error:  # whatever a damaged text leads the readers to raise
-        raise ValueError(_told(error)[:500]) from error
+        raise ValueError(told(error)[:500]) from error
     return plan
+
+
+def sealed(record: dict[str, Any]) -> str:
+    """Write a record with a digest of its values."""
+    return json.dumps({SEAL: _seal(record), **record}, indent=2, allow_nan=False) + "\n"
+
+
+def opened(text: str, version: int) -> tuple[str, dict[str, Any]]:
+    """Read a record that was sealed.
+
+    Args:
+        text: What ``sealed`` made.
+        version: Number of the format that is wanted.
+
+    Returns:
+        The digest of its tensors, and its other values.
+
+    Raises:
+        ValueError: It is too large, of another format, or was changed.
+    """
+    if len(text) > LARGEST:
+        raise ValueError(f"it has {len(text)} characters, more than {LARGEST}")
+    if sum(map(text.count, ",[{")) > MOST_VALUES:
+        raise ValueError(f"it has more than {MOST_VALUES} values")
+    record = json.loads(text, parse_constant=_refuse)
+    found = record.pop("format", None) if isinstance(record, dict) else record
+    if found != version:
+        raise ValueError(f"format must be {version}, got {reprlib.repr(found)}")
+    if record.pop(SEAL, None) != _seal({"format": found, **record}):
+        raise ValueError(
+            "its values are not those that were saved; change them in Python, as with "
+            "Plan.without, and save anew"
+        )
+    tensors_sha256 = record.pop("tensors_sha256", None)
+    if not is_sha256(tensors_sha256):
+        raise ValueError("tensors_sha256 must be a digest")
+    return tensors_sha256, record
 
 
 def _seal(record: dict[str, Any]) -> str:
@@ -109,10 +129,10 @@ def _seal(record: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _told(error: BaseException) -> str:
+def told(error: BaseException) -> str:
     """What is wrong, and where."""
     if isinstance(error, cattrs.BaseValidationError):
-        return "; ".join(cattrs.transform_error(error, format_exception=lambda e, _: _told(e)))
+        return "; ".join(cattrs.transform_error(error, format_exception=lambda e, _: told(e)))
     return str(error) or type(error).__name__
 
 
@@ -121,13 +141,13 @@ def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is not JSON")
 
 
-def _converter(tensors: dict[str, Tensor]) -> cattrs.Converter:
-    """Converter to JSON's types; it has no infinity, which is written as a string.
+def converter(tensors: dict[str, Tensor]) -> cattrs.Converter:
+    """Make a converter to JSON's types; it has no infinity, which is written as a string.
 
     Args:
         tensors: Takes the tensors that are written, and gives those that are read.
     """
-    converter = cattrs.Converter(forbid_extra_keys=True)
+    made = cattrs.Converter(forbid_extra_keys=True)
 
     def is_tuple(hint: Any) -> bool:
         return get_origin(hint) is tuple
@@ -139,7 +159,7 @@ def _converter(tensors: dict[str, Tensor]) -> cattrs.Converter:
         if hints[-1] is ...:
             hints = hints[:1] * len(value)
         # Stops at the first error: a hostile list may hold a million.
-        return tuple(converter.structure(v, h) for v, h in zip(value, hints, strict=True))
+        return tuple(made.structure(v, h) for v, h in zip(value, hints, strict=True))
 
     def write_tensor(tensor: Tensor) -> str:
         name = str(len(tensors))
@@ -154,27 +174,27 @@ def _converter(tensors: dict[str, Tensor]) -> cattrs.Converter:
 
     def write_cascade(cascade: Cascade) -> Any:
         weights = tuple(stage.weight for stage in cascade.stages)
-        return converter.unstructure(_CascadeRecord(cascade.structure, weights))
+        return made.unstructure(_CascadeRecord(cascade.structure, weights))
 
     def read_cascade(value: Any, _: Any) -> Cascade:
-        found = converter.structure(value, _CascadeRecord)
+        found = made.structure(value, _CascadeRecord)
         check_weights(found.structure, found.weights)
         return Cascade.of(found.structure, found.weights)
 
-    converter.register_structure_hook_func(is_tuple, read_tuple)
+    made.register_structure_hook_func(is_tuple, read_tuple)
     for simple in (bool, int, str):
-        converter.register_structure_hook(simple, _reader(simple))
-    converter.register_structure_hook(float, _read_float)
-    converter.register_unstructure_hook(float, _write_float)
-    converter.register_structure_hook(Tensor, read_tensor)
-    converter.register_unstructure_hook(Tensor, write_tensor)
-    converter.register_structure_hook(Cascade, read_cascade)
-    converter.register_unstructure_hook(Cascade, write_cascade)
+        made.register_structure_hook(simple, _reader(simple))
+    made.register_structure_hook(float, _read_float)
+    made.register_unstructure_hook(float, _write_float)
+    made.register_structure_hook(Tensor, read_tensor)
+    made.register_unstructure_hook(Tensor, write_tensor)
+    made.register_structure_hook(Cascade, read_cascade)
+    made.register_unstructure_hook(Cascade, write_cascade)
     for union, tag in ((Decision, "decision"), (Calibration, "errors_on")):
         configure_tagged_union(
-            union, converter, tag_name=tag, tag_generator=lambda kind: kind.__name__.lower()
+            union, made, tag_name=tag, tag_generator=lambda kind: kind.__name__.lower()
         )
-    return converter
+    return made
 
 
 def _reader(kind: type) -> Callable[[Any, Any], Any]:

@@ -1,0 +1,1 @@
+"""A rewritten model in a folder that needs no other weights. Private: names may move."""
