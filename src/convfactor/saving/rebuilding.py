@@ -55,12 +55,6 @@ def rebuild(model: nn.Module, saved: Description) -> nn.Module:
         if old is None:
             raise mismatch(name, "nothing", f"a cascade for {_words(cascade.geometry)}", saved)
         new[old] = _in_place_of(old, cascade, saved)
-    for name in saved.folded:
-        norm = _found(model, name)
-        if not isinstance(norm, (*NORMS, FoldedNorm)):
-            there = "nothing" if norm is None else f"a {type(norm).__name__}"
-            raise mismatch(name, there, "a batch normalization that is folded into a layer", saved)
-        new[norm] = norm if isinstance(norm, FoldedNorm) else FoldedNorm().train(norm.training)
     for transform in saved.transforms:
         new |= _transform(model, transform, saved)
     model = rewrite.swap(model, {old: made for old, made in new.items() if old is not made})
@@ -69,7 +63,7 @@ def rebuild(model: nn.Module, saved: Description) -> nn.Module:
     for graph in dict.fromkeys(node.graph for node in saved.nodes):
         nodes = [node for node in saved.nodes if node.graph == graph]
         model = _replace_nodes(model, graph, nodes, by_name, saved)
-    return model
+    return rewrite.swap(model, _folded(model, saved))
 
 
 def mismatch(name: str, found: str, wanted: str, saved: Description) -> PlanMismatchError:
@@ -109,6 +103,19 @@ def _in_place_of(old: nn.Module, cascade: SavedCascade, saved: Description) -> L
         wanted = f"a cascade for {_words(cascade.geometry)}"
         raise mismatch(cascade.names[0], there, wanted, saved)
     return _layer(cascade, weight).train(old.training)
+
+
+def _folded(model: nn.Module, saved: Description) -> dict[nn.Module, nn.Module]:
+    """What takes the place of the normalizations that are folded into layers."""
+    new: dict[nn.Module, nn.Module] = {}
+    for name in saved.folded:
+        norm = _found(model, name)
+        if not isinstance(norm, (*NORMS, FoldedNorm)):
+            there = "nothing" if norm is None else f"a {type(norm).__name__}"
+            raise mismatch(name, there, "a batch normalization that is folded into a layer", saved)
+        if not isinstance(norm, FoldedNorm):
+            new[norm] = FoldedNorm().train(norm.training)
+    return new
 
 
 def _read(conv: nn.Module, cascade: SavedCascade) -> tuple[Form, ConvGeometry] | None:

@@ -105,12 +105,9 @@ def test_reverting_gives_the_original(planned, original, graph, trained):
     assert not any(isinstance(module, CascadeConv2d) for module in back.modules())
     assert set(back.state_dict()) == set(original.state_dict())
     expected = copy.deepcopy(original)
-    if trained:  # what was not replaced stays as it was trained
-        with torch.no_grad():
-            for name, parameter in expected.get_submodule("stem.1").named_parameters():
-                parameter.copy_(fast.get_parameter(f"stem.1.{name}"))
-            if not graph:  # in a graph the bias of a call goes into the cascade
-                expected.call.shift.copy_(fast.call.shift)
+    if trained and not graph:  # in a graph the bias of a call goes into the cascade
+        with torch.no_grad():  # what was not replaced stays as it was trained
+            expected.call.shift.copy_(fast.call.shift)
     assert torch.equal(back(x), expected(x))
     assert isinstance(back, fx.GraphModule if graph else Net)
     assert trained or all(torch.equal(before[k], v) for k, v in fast.state_dict().items())
@@ -168,7 +165,7 @@ def test_transforms_are_reverted():
     model = nn.Sequential(conv(), wavelets.DTCWTForward(J=2)).eval()
     plan = convfactor.plan(model, images(size=16), 1e-3, **OPTIONS)
     timing = Timing(2.0, 1.0, 3.0)
-    swap = Swapped(Cost(timing, Timing(1.0, 1.0, 1.0)), 0.0)  # whatever the clock says
+    swap = Swapped(Cost(timing, Timing(1.0, 1.0, 1.0)), 0.0, "torch")  # whatever the clock says
     plan = replace(plan, entries=(plan.entries[0], Entry(plan.entries[1].subject, swap)))
     fast = plan.apply(model)
     assert type(fast[1]) is convfactor.wavelets.DTCWTForward
