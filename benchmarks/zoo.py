@@ -39,10 +39,13 @@ TRANSFORMERS: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "ConvNext": ({"hidden_sizes": [16, 32, 48, 64], "depths": [1, 1, 1, 1]}, (1, 3, 64, 64)),
     "ConvNextV2": ({"hidden_sizes": [16, 32, 48, 64], "depths": [1, 1, 1, 1]}, (1, 3, 64, 64)),
     "ResNet": ({"embedding_size": 16, "hidden_sizes": [16, 32], "depths": [1, 1]}, (1, 3, 64, 64)),
-    "EfficientNet": ({"width_coefficient": 0.5, "depth_coefficient": 0.5}, (1, 3, 96, 96)),
+    "EfficientNet": (
+        {"width_coefficient": 0.5, "depth_coefficient": 0.5, "hidden_dim": 640},
+        (1, 3, 96, 96),
+    ),
     "Segformer": ({"depths": [1, 1, 1, 1]}, (1, 3, 64, 64)),
     "PoolFormer": ({"depths": [1, 1, 1, 1]}, (1, 3, 64, 64)),
-    "Cvt": ({"embed_dim": [16, 32, 48], "depth": [1, 1, 1]}, (1, 3, 64, 64)),
+    "Cvt": ({"depth": [1, 1, 1]}, (1, 3, 64, 64)),
     "GLPN": ({"depths": [1, 1, 1, 1]}, (1, 3, 64, 64)),
     "VAN": ({"hidden_sizes": [16, 32, 48, 64], "depths": [1, 1, 1, 1]}, (1, 3, 64, 64)),
     "FocalNet": ({"embed_dim": 16, "depths": [1, 1, 1, 1]}, (1, 3, 64, 64)),
@@ -75,8 +78,11 @@ def separate(model: nn.Module) -> int:
         whole = factors[0]
         for factor in factors[1:]:
             whole = whole[..., None] * factor
+        value = (whole * (weight.std() / whole.std())).detach().to(weight)
         if isinstance(weight, nn.Parameter):
-            weight.data = (whole * (weight.std() / whole.std())).to(weight)
+            weight.data = value
+        elif nn.utils.parametrize.is_parametrized(module, "weight"):
+            module.weight = value
     return count
 
 

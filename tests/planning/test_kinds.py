@@ -134,6 +134,9 @@ def test_every_kind_is_replaced_and_computes_the_same(name, tmp_path):
     fresh = fresh if name.endswith("root") else nn.Sequential(nn.Identity(), fresh)
     assert torch.equal(convfactor.load(tmp_path / "saved", fresh)(wider), fast(wider))
     assert torch.equal(plan.revert(fast, model)(wider), model(wider))
+    if all(entry.subject.kind == "module" for entry in plan.entries) and "root" not in name:
+        traced = torch.fx.symbolic_trace(fast)
+        torch.testing.assert_close(traced(wider), fast(wider))
     exported = torch.export.export(fast, (x,)).module()
     torch.testing.assert_close(exported(x), fast(x))
     assert plan.to_html(None, model)

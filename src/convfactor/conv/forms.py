@@ -152,7 +152,7 @@ class Form:
     def output(self, y: Tensor) -> Tensor:
         """The original's output, from that of the plain convolution."""
         if self.transposed is not None:
-            y = _interleaved(y, self.transposed)
+            y = _interleaved(y, self.transposed.stride, self.transposed.crop)
         return y.squeeze(-2) if self.dims == 1 else y
 
     def convolve(
@@ -311,15 +311,16 @@ def _phases(own: Transposed, shape: Sequence[int], groups: int, dilation: Pair) 
     )
 
 
-def _interleaved(y: Tensor, own: Transposed) -> Tensor:
+@torch.fx.wrap
+def _interleaved(y: Tensor, stride: Pair, crop: tuple[int, int, int, int]) -> Tensor:
     """Put the phases, which are channels, in their places, and cut off what is too much."""
-    (sy, sx), (left, right, top, bottom) = own.stride, own.crop
+    (sy, sx), (left, right, top, bottom) = stride, crop
     if sy == sx:
         y = F.pixel_shuffle(y, sy)
     else:
         y = y.unflatten(-3, (-1, sy, sx)).movedim(-4, -2).movedim(-4, -1)
         y = y.flatten(-2).flatten(-3, -2)
-    if not any(own.crop):
+    if not any(crop):
         return y
     last = y.dim() == 4 and not y.is_contiguous()
     y = y[..., top : y.shape[-2] - bottom, left : y.shape[-1] - right]

@@ -85,8 +85,10 @@ class CascadeConvNd(nn.Module):
             ValueError: Another size is asked for.
         """
         output = self.convolve(input, None)
+        if output_size is None:
+            return output
         sides = tuple(output.shape[-self.form.dims :])
-        if output_size is not None and tuple(output_size)[-self.form.dims :] != sides:
+        if tuple(output_size)[-self.form.dims :] != sides:
             raise ValueError(
                 f"output_size must be {sides}, for which the layer was planned, got "
                 f"{tuple(output_size)}; plan anew with select leaving the layer out"
