@@ -17,6 +17,7 @@ from convfactor.factorization.families import (
     families,
     full,
     low_rank,
+    one_row,
     pointwise,
     separable_pair,
 )
@@ -321,3 +322,13 @@ def test_many_channels_are_chosen_by_1x1_at_both_ends_of_dense_stages():
     names = [str(f.structure(f.widths(0.25))) for f in [*pointwise(wide), *low_rank(wide)]]
     assert "1x1 3x3 3x3 1x1 (41, 45, 49)" in names
     assert "1x1 5x5 1x1 (43, 48)" in names
+
+
+@pytest.mark.parametrize(
+    ("channels", "sizes"), [((8, 1), "1x9/1x2 1x1 (2)"), ((1, 8), "1x1 1x9/1x2 (2)")]
+)
+def test_a_kernel_of_one_row_stands_at_the_end_with_fewer_channels(channels, sizes):
+    (family,) = one_row(shape(*channels, (1, 9), (1, 2)))
+    assert str(family.structure((2,))) == sizes
+    assert family.structure((2,)).span == (1, 9)
+    assert not list(one_row(shape(*channels, (3, 9))))

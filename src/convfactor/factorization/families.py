@@ -230,6 +230,20 @@ def low_rank(kernel: ConvGeometry) -> Iterator[Family]:
         yield _between(kernel, ((height, width),), apart=False)
 
 
+def one_row(kernel: ConvGeometry) -> Iterator[Family]:
+    """All taps of a kernel of one row or column, and a 1x1 at the end with more channels.
+
+    What the separable pair is for other kernels: the best of its rank is known.
+    """
+    if min(kernel.kernel_size) > 1 or kernel.is_depthwise or not kernel.overlaps:
+        return
+    taps, point = (kernel.kernel_size, kernel.stride), ((1, 1), (1, 1))
+    widens = kernel.out_channels >= kernel.in_channels
+    stages = (taps, point) if widens else (point, taps)
+    sizes, strides = zip(*stages, strict=True)
+    yield Family(kernel, sizes, strides, ((1, 1), (1, 1)))
+
+
 def _between(kernel: ConvGeometry, inner: tuple[Pair, ...], apart: bool = True) -> Family:
     """Put stages between two of 1x1; the last of them that reaches along an axis strides there."""
     (sy, sx) = kernel.stride

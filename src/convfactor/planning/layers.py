@@ -10,7 +10,14 @@ from convfactor.conv.forms import Form
 from convfactor.conv.geometry import ConvGeometry, Pair
 from convfactor.factorization.budget import Budget
 from convfactor.factorization.factorizer import Factorizer, Report
-from convfactor.factorization.families import Family, families, low_rank, separable_pair, whole
+from convfactor.factorization.families import (
+    Family,
+    families,
+    low_rank,
+    one_row,
+    separable_pair,
+    whole,
+)
 from convfactor.factorization.search import Ladder
 from convfactor.latency import Clock, compare
 from convfactor.model.reasons import Reason
@@ -290,7 +297,7 @@ def _candidates(kernel: ConvGeometry, settings: Settings, form: Form) -> list[Fa
         cascades.append(whole(kernel))
     if settings.structures == "cascade":
         return cascades
-    pair = list(separable_pair(kernel))
+    pair = [*separable_pair(kernel), *one_row(kernel)]
     # For single channels the pair is solved at once, and few cascades are faster.
     if kernel.is_depthwise:
         return [*pair, *cascades]
