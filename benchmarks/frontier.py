@@ -230,7 +230,7 @@ def _at_equal_work(layer: Layer, data: SiteData) -> Iterator[str]:
     """The error of every form, as wide as each share of the multiplies allows."""
     factorizer = layer.factorizer(data)
     bench = layer.bench(factorizer, data)
-    forms = [str(rungs[0].taps).split(" (")[0] for rungs in layer.ladders]
+    forms = [str(rungs[-1].taps).split(" (")[0] for rungs in layer.ladders]
     yield f"| share | {' | '.join(forms)} |"
     yield f"|---:|{'---:|' * len(forms)}"
     for share in WORK:

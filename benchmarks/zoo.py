@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 import time
@@ -222,7 +223,14 @@ def _row(kind: str, name: str, seconds: float) -> str:
     """One line of the table."""
     command = [sys.executable, __file__, "--one", kind, name]
     try:
-        run = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=True)
+        run = subprocess.run(
+            command,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+            check=True,
+        )
     except subprocess.TimeoutExpired:
         return f"| {name} | | | | | | {seconds:g} | **stopped** |"
     except subprocess.CalledProcessError as error:
