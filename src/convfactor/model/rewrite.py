@@ -7,25 +7,20 @@ call is a node of its own, nodes are replaced.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, fx, nn
 
-from convfactor.conv.forms import of_module
 from convfactor.conv.framed import Layer, framed, tie
 from convfactor.conv.layer import CascadeConv2d
 from convfactor.conv.weights import FactorizedWeight
 from convfactor.errors import PlanMismatchError
-from convfactor.model import graphs, transforms
-from convfactor.model.candidates import is_convolution
-from convfactor.model.digests import fingerprint
-from convfactor.model.effective import Effective, effective, state_digest
-from convfactor.model.norms import NORMS, Affine, FoldedNorm, with_norm
+from convfactor.model import graphs, planned, transforms
+from convfactor.model.effective import Effective
+from convfactor.model.norms import Affine, FoldedNorm
 from convfactor.model.sites import Subject
-from convfactor.model.transforms import is_transform
 
 # Makes a layer in place of the weight and the bias of a plain convolution.
 Make = Callable[[Tensor, Tensor | None], CascadeConv2d]
@@ -56,157 +51,39 @@ def apply(model: nn.Module, exchanges: Sequence[Exchange]) -> nn.Module:
             anything is changed.
     """
     for exchange in exchanges:
-        check(model, exchange.subject)
+        planned.check(model, exchange.subject)
     new: dict[nn.Module, nn.Module] = {}
     functional = []
     for subject, make in ((exchange.subject, exchange.make) for exchange in exchanges):
         if make is None:
-            modules = {model.get_submodule(owner) for owner in _owners(model, subject)}
+            modules = {model.get_submodule(owner) for owner in planned.owners(model, subject)}
             new |= {module: transforms.replacement(module) for module in modules}
         elif subject.kind == "module":
             new |= _cascades(model, subject, make)
             if subject.norm:
                 new[model.get_submodule(subject.norm)] = FoldedNorm()
         else:
-            functional.append((subject, make, _tensor(model, subject.weight_name)))
+            functional.append((subject, make, planned.tensor(model, subject.weight_name)))
     model = swap(model, new)
     for subject, make, weight in functional:
         model = _factorize_calls(model, subject, make, weight)
     return model
 
 
-def check(model: nn.Module, subject: Subject) -> None:
-    """Compare the weights of a layer with the planned ones.
-
-    Raises:
-        PlanMismatchError: It is missing, or has other weights.
-    """
-    if subject.kind == "transform":
-        _check_transform(model, subject)
-        return
-    names = [subject.weight_name]
-    missing = sorted(owner for owner in subject.owners if not _has(model, owner))
-    if missing and not isinstance(model, fx.GraphModule):
-        raise PlanMismatchError(
-            f"layer {subject.name}: the model has no module {missing[0]!r}; apply the plan to the "
-            "model that was planned"
-        )
-    if subject.computed:
-        _check_computed(model, subject)
-        return
-    if subject.kind == "module":
-        names = [f"{owner}.weight".lstrip(".") for owner in _owners(model, subject)]
-    for name in names:
-        try:
-            weight = _tensor(model, name)
-        except AttributeError as error:
-            raise PlanMismatchError(
-                f"layer {subject.name}: the model has no {name}; apply the plan to the model that "
-                "was planned"
-            ) from error
-        found = fingerprint(weight)
-        if subject.norm:
-            found = with_norm(found, _norm(model, subject))
-        if found != subject.fingerprint:
-            raise PlanMismatchError(
-                f"layer {subject.name}: {name} (shape {tuple(weight.shape)}, {weight.dtype}) is "
-                f"not the weight that was planned, in {subject.dtype}; load the planned weights in "
-                "that dtype, or plan anew"
-            )
-
-
-def _check_computed(model: nn.Module, subject: Subject) -> None:
-    """Compare what the weights of a layer are computed from with what was planned."""
-    for owner in _owners(model, subject):
-        found = state_digest(model.get_submodule(owner))
-        if subject.norm:
-            found = with_norm(found, _norm(model, subject))
-        if found != subject.fingerprint:
-            raise PlanMismatchError(
-                f"layer {subject.name}: {owner} computes its weight from other tensors, or is "
-                "another module, than was planned; load the planned weights, or plan anew"
-            )
-
-
-def _check_transform(model: nn.Module, subject: Subject) -> None:
-    """Compare the filters of a transform with the planned ones."""
-    for owner in _owners(model, subject):
-        try:
-            module = model.get_submodule(owner)
-        except AttributeError as error:
-            raise PlanMismatchError(
-                f"transform {subject.name}: the model has no {owner}"
-            ) from error
-        if not is_transform(module) or (transforms.fingerprint(module) != subject.fingerprint):
-            raise PlanMismatchError(
-                f"transform {subject.name}: {owner} is not the one that was planned; plan anew"
-            )
-
-
-def _tensor(model: nn.Module, name: str) -> Tensor:
-    """Look up a parameter or buffer by its qualified name."""
-    owner, _, attribute = name.rpartition(".")
-    value = getattr(model.get_submodule(owner), attribute)
-    if not isinstance(value, Tensor):
-        raise AttributeError(f"{name} is not a tensor")
-    return value
-
-
 def _cascades(model: nn.Module, subject: Subject, make: Make) -> dict[nn.Module, nn.Module]:
     """The layers for the modules of a subject; several modules with tied weights stay tied."""
     made: dict[nn.Module, nn.Module] = {}
     first: Layer | None = None
-    for owner in _owners(model, subject):
+    for owner in planned.owners(model, subject):
         conv = model.get_submodule(owner)
         if conv in made:
             continue
-        norm = _norm(model, subject) if subject.norm else None
-        layer = _made(_read(conv, owner, subject), make, norm).train(conv.training)
+        norm = planned.norm_of(model, subject) if subject.norm else None
+        layer = _made(planned.read(conv, owner, subject), make, norm).train(conv.training)
         first = first or layer
         tie(layer, first)
         made[conv] = layer
     return made
-
-
-def plain_weight(model: nn.Module, subject: Subject) -> Tensor:
-    """The weight of the plain convolution that a planned layer of a model is.
-
-    Raises:
-        PlanMismatchError: It is missing.
-    """
-    assert subject.geometry is not None
-    if subject.computed:
-        owner = _owners(model, subject)[0]
-        weight = _read(model.get_submodule(owner), owner, subject).weight
-    else:
-        weight = _held(model, subject)
-    weight = subject.form.weight(weight, subject.geometry.groups)
-    if subject.norm:
-        weight, _ = Affine.of(_norm(model, subject)).folded(weight, None, subject.form)
-    return weight
-
-
-def _held(model: nn.Module, subject: Subject) -> Tensor:
-    """The weight as a model holds it; a graph may know the module by one of its names only."""
-    names = [subject.weight_name, *(f"{owner}.weight" for owner in subject.owners)]
-    for name in names:
-        with contextlib.suppress(AttributeError):
-            return _tensor(model, name)
-    raise PlanMismatchError(f"layer {subject.name}: the model has none of {', '.join(names)}")
-
-
-def _read(conv: nn.Module, owner: str, subject: Subject) -> Effective:
-    """Read the convolution of a module, which must be the planned one."""
-    found: Effective | None = None
-    with contextlib.suppress(ValueError):
-        if subject.computed:
-            found = effective(conv, subject.form, subject.shapes[0][0].size)
-        elif is_convolution(conv):
-            module: Any = conv
-            found = Effective(module.weight, module.bias, *of_module(conv))
-    if found is None or (found.form, found.geometry) != (subject.form, subject.geometry):
-        raise PlanMismatchError(f"layer {subject.name}: {owner} is not the planned convolution")
-    return found
 
 
 def _made(conv: Effective, make: Make, norm: nn.Module | None = None) -> Layer:
@@ -216,35 +93,6 @@ def _made(conv: Effective, make: Make, norm: nn.Module | None = None) -> Layer:
     if norm is not None:
         weight, bias = Affine.of(norm).folded(weight, bias, form)
     return framed(make(weight, bias), form)
-
-
-def _norm(model: nn.Module, subject: Subject) -> nn.Module:
-    """The batch normalization that is folded into a layer."""
-    if _has(model, subject.norm):
-        norm = model.get_submodule(subject.norm)
-        if type(norm) in NORMS:
-            return norm
-    raise PlanMismatchError(
-        f"layer {subject.name}: the model has no batch normalization {subject.norm!r}; apply the "
-        "plan to the model that was planned"
-    )
-
-
-def _owners(model: nn.Module, subject: Subject) -> list[str]:
-    """The names under which a model holds a subject; graphs keep only those that they call."""
-    if not isinstance(model, fx.GraphModule):
-        return list(subject.owners)
-    return [owner for owner in subject.owners if _has(model, owner)] or list(subject.owners)
-
-
-def _has(model: nn.Module, name: str) -> bool:
-    """Whether a model holds a module of that name; all names are not listed for one."""
-    module: Any = model
-    for part in name.split(".") if name else ():
-        if part not in module._modules or module._modules[part] is None:
-            return False
-        module = module._modules[part]
-    return True
 
 
 def swap(model: nn.Module, new: dict[nn.Module, nn.Module]) -> nn.Module:

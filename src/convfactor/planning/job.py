@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_structure
 from convfactor.conv.formats import FORMATS
 from convfactor.errors import PlanMismatchError, ToleranceError
 from convfactor.latency import Clock, compare
-from convfactor.model import programs, rewrite
+from convfactor.model import planned, programs
 from convfactor.model.copies import copied, isolated, quiet, told
 from convfactor.model.finding import reaching
 from convfactor.model.inputs import ModelInputs, Workload
@@ -177,7 +177,7 @@ class Job:
         """Keep the layers whose weight is not the user's, since a run has changed it."""
         for i in chosen.replaced:
             try:
-                rewrite.check(self.original, chosen.entries[i].subject)
+                planned.check(self.original, chosen.entries[i].subject)
             except PlanMismatchError:
                 text = "its weight is made or changed by the forward; run the model once before"
                 short = "its weight is made by the forward"

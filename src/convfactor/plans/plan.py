@@ -14,7 +14,7 @@ from torch.export import ExportedProgram
 
 from convfactor.conv.layer import CascadeConv2d
 from convfactor.errors import kind_of
-from convfactor.model import programs, rewrite
+from convfactor.model import planned, programs, rewrite
 from convfactor.model.copies import copied
 from convfactor.model.formats import channels_last
 from convfactor.model.reasons import Reason
@@ -291,7 +291,7 @@ class Plan(Decisions):
             model = programs.graph_of(model)
         self.apply(model)  # refuses any other model
         return {
-            i: rewrite.plain_weight(model, entry.subject)
+            i: planned.plain_weight(model, entry.subject)
             for i, entry in enumerate(self.entries)
             if isinstance(entry.decision, Replaced)
         }
