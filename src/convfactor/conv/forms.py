@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convfactor.conv.geometry import ConvGeometry, PaddingMode, Pair, pair
-from convfactor.conv.transposed import Transposed, interleaved
+from convfactor.conv.transposed import Transposed
 
 
 class UnsupportedConvolutionError(ValueError):
@@ -103,7 +103,7 @@ class Form:
     def output(self, y: Tensor) -> Tensor:
         """The original's output, from that of the plain convolution."""
         if self.transposed is not None:
-            y = interleaved(y, self.transposed.stride, self.transposed.crop)
+            y = self.transposed.interleaved(y)
         return y.squeeze(-2) if self.dims == 1 else y
 
     def convolve(

@@ -45,6 +45,10 @@ class Transposed:
         )
         return left, right, top, bottom
 
+    def interleaved(self, y: Tensor) -> Tensor:
+        """The output, from that of the plain convolution of all phases."""
+        return _interleaved(y, self.stride, self.crop)
+
     def pads(self, dilation: Pair) -> tuple[int, int, int, int]:
         """Padding of the plain convolution (left, right, top, bottom); below 0 there is none."""
         found = []
@@ -61,7 +65,7 @@ class Transposed:
 
 
 @torch.fx.wrap
-def interleaved(y: Tensor, stride: Pair, crop: tuple[int, int, int, int]) -> Tensor:
+def _interleaved(y: Tensor, stride: Pair, crop: tuple[int, int, int, int]) -> Tensor:
     """Put the phases, which are channels, in their places, and cut off what is too much."""
     (sy, sx), (left, right, top, bottom) = stride, crop
     if sy == sx:
