@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import random
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import damage  # tests/fuzz
 import numpy as np
 import pytest
 import torch
+from interruptions import interrupted
 from safetensors.torch import load_file, save_file
 from tiny import Functional, batches, conv, images
 from torch import nn
@@ -26,7 +26,7 @@ from convfactor.latency import Timing
 from convfactor.model.digests import digest
 from convfactor.model.formats import channels_last
 from convfactor.model.reasons import Reason
-from convfactor.plans import records, storage
+from convfactor.plans import records
 from convfactor.plans.circumstances import HeldOut, WhiteNoise
 from convfactor.plans.decisions import Cost, Entry, Kept, Swapped, Tried, WholeModel
 from convfactor.plans.storage import PLAN_FILE, WEIGHTS_FILE
@@ -520,22 +520,8 @@ def test_a_run_that_ends_while_it_saves_leaves_one_of_the_two_plans(
     other = planned.keeping(2, "another")
     if not fresh:
         planned.save(tmp_path)
-    done = []
-
-    def step(original):
-        def run(*args, **kwargs):
-            if len(done) >= stop:
-                raise KeyboardInterrupt
-            done.append(args)
-            return original(*args, **kwargs)
-
-        return run
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", step(os.replace))
-        patch.setattr("convfactor.plans.storage.save", step(storage.save))
-        with suppress(KeyboardInterrupt):
-            other.save(tmp_path)
+    with interrupted(monkeypatch, stop):
+        other.save(tmp_path)
     if fresh and stop < 3:
         with pytest.raises(FileNotFoundError):
             Plan.load(tmp_path)

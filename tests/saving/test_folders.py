@@ -8,12 +8,12 @@ import json
 import os
 import subprocess
 import sys
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from interruptions import interrupted
 from safetensors.torch import load_file, save_file
 from tiny import Functional, Untraceable, conv, images
 from torch import fx, nn
@@ -21,7 +21,6 @@ from torch import fx, nn
 import convfactor
 from convfactor import CascadeConv2d, PlanMismatchError
 from convfactor.conv.weights import FactorizedWeight
-from convfactor.plans import storage
 
 OPTIONS = {"objective": "macs", "structures": "cascade"}
 TESTS = Path(__file__).parent.parent
@@ -369,22 +368,8 @@ def test_an_interrupted_save_leaves_a_whole_model(tmp_path, monkeypatch, stop, f
     models = [nn.Sequential(nn.Linear(2, 2)) for _ in range(2)]
     if not fresh:
         convfactor.save(models[0], tmp_path)
-    done = []
-
-    def step(original):
-        def run(*args, **kwargs):
-            if len(done) >= stop:
-                raise KeyboardInterrupt
-            done.append(args)
-            return original(*args, **kwargs)
-
-        return run
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", step(os.replace))
-        patch.setattr("convfactor.plans.storage.save", step(storage.save))
-        with suppress(KeyboardInterrupt):
-            convfactor.save(models[1], tmp_path)
+    with interrupted(monkeypatch, stop):
+        convfactor.save(models[1], tmp_path)
     if fresh and stop < 3:
         with pytest.raises(FileNotFoundError):
             convfactor.load(tmp_path, models[0])
