@@ -132,6 +132,7 @@ def test_the_pair_is_judged_by_its_output():
     fast, plan = convfactor.optimize(model, x, 1e-3, **OPTIONS)
     assert plan.replaced
     assert isinstance(fast[1], FoldedNorm)
+    assert not fast[1].training
     torch.testing.assert_close(fast(x), model(x), rtol=1e-3, atol=1e-3)
     assert isinstance(model[1], nn.BatchNorm2d)
 

@@ -63,12 +63,7 @@ class Form:
 
     def macs(self, geometry: ConvGeometry) -> int:
         """Multiplies of the original for one output pixel of the plain convolution."""
-        return (
-            geometry.in_channels
-            // geometry.groups
-            * self.out_channels(geometry)
-            * math.prod(self.kernel_size(geometry))
-        )
+        return math.prod(self.weight_shape(geometry))
 
     def weight(self, weight: Tensor, groups: int) -> Tensor:
         """The weight of the plain convolution."""
@@ -118,32 +113,30 @@ class Form:
             groups, dilation = geometry.groups, geometry.dilation[cut]
             result: Tensor = call(x, weight, bias, stride, padding, more, groups, dilation)
             return result
-        if self.dims == 2:
-            return convolution(x, weight, bias, geometry)
-        left, right = geometry.padding[:2]
-        padding_1d = left
-        if geometry.padding_mode != "zeros" or left != right:
-            mode = "constant" if geometry.padding_mode == "zeros" else geometry.padding_mode
-            x, padding_1d = F.pad(x, (left, right), mode=mode), 0
-        return F.conv1d(
-            x, weight, bias, geometry.stride[1], padding_1d, geometry.dilation[1], geometry.groups
-        )
+        return convolution(x, weight, bias, geometry, self.dims)
 
 
 PLAIN = Form()
 
 
-def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: ConvGeometry) -> Tensor:
-    """Apply a convolution of a geometry, as ``nn.Conv2d`` does."""
+def convolution(
+    x: Tensor, weight: Tensor, bias: Tensor | None, geometry: ConvGeometry, dims: int = 2
+) -> Tensor:
+    """Apply a convolution of a geometry, as ``nn.Conv2d`` does, or as ``nn.Conv1d`` along a row."""
     left, right, top, bottom = geometry.padding
-    padding = (top, left)
+    cut = slice(2 - dims, None)
+    padding = (top, left)[cut]
+    pads = geometry.padding[: 2 * dims]
     if geometry.padding_mode != "zeros":
-        x = F.pad(x, geometry.padding, mode=geometry.padding_mode)
-        padding = (0, 0)
+        x = F.pad(x, pads, mode=geometry.padding_mode)
+        padding = (0, 0)[cut]
     elif (left, top) != (right, bottom):
-        x = F.pad(x, geometry.padding)
-        padding = (0, 0)
-    return F.conv2d(x, weight, bias, geometry.stride, padding, geometry.dilation, geometry.groups)
+        x = F.pad(x, pads)
+        padding = (0, 0)[cut]
+    call: Any = F.conv2d if dims == 2 else F.conv1d
+    stride, dilation = geometry.stride[cut], geometry.dilation[cut]
+    result: Tensor = call(x, weight, bias, stride, padding, dilation, geometry.groups)
+    return result
 
 
 def of_call(

@@ -182,7 +182,7 @@ def _obstacle(module: nn.Module) -> Reason | None:
 def is_special(module: nn.Module) -> bool:
     """Whether a convolution module may compute something else than torch's own does."""
     replaced = "forward" in vars(module) or "_conv_forward" in vars(module)
-    return type(module) not in IMAGES or replaced or has_hooks(module)
+    return type(module) not in IMAGES or replaced or any(_hooks(module))
 
 
 def foreign_hooks(module: nn.Module) -> Reason | None:
@@ -201,11 +201,6 @@ def foreign_hooks(module: nn.Module) -> Reason | None:
         return None
     text = "it computes its weight and has hooks, which a new layer would lose; remove the hooks"
     return unsupported("it has hooks", text)
-
-
-def has_hooks(module: nn.Module) -> bool:
-    """Whether a module has hooks."""
-    return not isinstance(module, torch.jit.ScriptModule) and any(_hooks(module))
 
 
 def _hooks(module: nn.Module) -> tuple[Mapping[int, Any], ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,13 +10,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from convfactor.conv.calls import ConvCall, read_call
 from convfactor.conv.forms import Form
 from convfactor.conv.geometry import ConvGeometry, PaddingMode
+from convfactor.model.copies import isolated
 from convfactor.model.digests import digest
 from convfactor.model.outputs import close
+from convfactor.model.watching import Onlooker
 
 MODES: tuple[PaddingMode, ...] = ("zeros", "reflect", "replicate", "circular")
 
@@ -57,11 +58,10 @@ def effective(module: nn.Module, form: Form, size: tuple[int, ...]) -> Effective
         NotPlainError: It computes something else.
     """
     like = next((p for p in module.parameters() if p.is_floating_point()), torch.zeros(()))
-    generator = torch.Generator().manual_seed(0)
-    with _evaluated(module):
-        found = _call(module, form, _image(size, 0, generator, like))
+    with _evaluated(module), isolated(0), torch.no_grad():
+        found = _call(module, form, _image(size, 0, like))
         for more in range(1, max(found.geometry.stride) + 1):
-            other = _call(module, form, _image(size, more, generator, like))
+            other = _call(module, form, _image(size, more, like))
             if other.geometry != found.geometry:
                 raise NotPlainError("its padding depends on the size of the input")
             if not torch.equal(other.weight, found.weight):
@@ -78,46 +78,39 @@ def state_digest(module: nn.Module) -> str:
     return digest(tensors)
 
 
-class _Recorder(TorchFunctionMode):
+class _Recorder(Onlooker):
     """Keeps the convolutions that are called."""
 
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[ConvCall] = []
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        """Look at a call, and make it."""
-        call = read_call(func, args, kwargs or {})
+    def look(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> None:
+        """Keep a convolution."""
+        call = read_call(func, args, kwargs)
         if call is not None:
             self.calls.append(call)
-        return func(*args, **(kwargs or {}))
 
 
 @contextmanager
 def _evaluated(module: nn.Module) -> Iterator[None]:
-    """Have a module in evaluation mode, without gradients, and draw nothing from the generator."""
+    """Have a module in evaluation mode."""
     modes = {part: part.training for part in module.modules()}
     module.eval()
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            yield
+        yield
     finally:
         for part, mode in modes.items():
             part.training = mode
 
 
-def _image(size: tuple[int, ...], more: int, generator: torch.Generator, like: Tensor) -> Tensor:
+def _image(size: tuple[int, ...], more: int, like: Tensor) -> Tensor:
     """A random image of one sample, larger by some pixels."""
     *_, channels, height, width = size
     rows = height + more if height > 1 else height
-    shape = (1, channels, rows, width + more)
-    return torch.randn(shape, generator=generator).to(like.device, like.dtype)
+    return torch.randn(1, channels, rows, width + more).to(like.device, like.dtype)
 
 
 def _call(module: nn.Module, form: Form, image: Tensor) -> Effective:

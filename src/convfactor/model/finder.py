@@ -16,11 +16,7 @@ from torch.utils._pytree import tree_leaves
 from convfactor.conv.calls import ConvCall, is_about
 from convfactor.conv.framed import Layer
 from convfactor.model import graphs
-from convfactor.model.candidates import (
-    Candidate,
-    dtype_obstacle,
-    unsupported,
-)
+from convfactor.model.candidates import Candidate, dtype_obstacle, unsupported
 from convfactor.model.norms import Followers
 from convfactor.model.reasons import Reason
 from convfactor.model.sites import InputShape, inside

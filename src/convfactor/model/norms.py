@@ -20,6 +20,11 @@ NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
 class FoldedNorm(nn.Identity):
     """Stands where a batch normalization was that the layer before it does now."""
 
+    @classmethod
+    def of(cls, norm: nn.Module) -> FoldedNorm:
+        """Make what takes the place of a normalization, in its mode."""
+        return cls().train(norm.training)
+
 
 @dataclass(frozen=True, eq=False)
 class Affine:

@@ -61,7 +61,8 @@ def apply(model: nn.Module, exchanges: Sequence[Exchange]) -> nn.Module:
         elif subject.kind == "module":
             new |= _cascades(model, subject, make)
             if subject.norm:
-                new[model.get_submodule(subject.norm)] = FoldedNorm()
+                norm = model.get_submodule(subject.norm)
+                new[norm] = FoldedNorm.of(norm)
         else:
             functional.append((subject, make, planned.tensor(model, subject.weight_name)))
     model = swap(model, new)

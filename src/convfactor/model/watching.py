@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, Generic, Protocol, TypeVar
@@ -54,7 +55,29 @@ def watch(
         yield
 
 
-class Watcher(TorchFunctionMode, Generic[W]):
+class Onlooker(TorchFunctionMode, ABC):
+    """Looks at every call of a function of torch before it is made, and changes nothing."""
+
+    @abstractmethod
+    def look(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> None:
+        """Look at a call."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Look at a call, then make it."""
+        kwargs = kwargs or {}
+        self.look(func, args, kwargs)
+        return func(*args, **kwargs)
+
+
+class Watcher(Onlooker, Generic[W]):
     """Sees modules through hooks and functional convolutions through the function mode."""
 
     def __init__(
@@ -130,21 +153,15 @@ class Watcher(TorchFunctionMode, Generic[W]):
     def _leave(self, module: nn.Module, args: object, output: object) -> None:
         self._stack.pop()
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        """Look at a call, then make it."""
-        kwargs = kwargs or {}
+    def look(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> None:
+        """Tell of a convolution that is watched."""
         call = self.functional(func, args, kwargs)
         site = None if call is None else self.site_of(call)
         self._note(func, (args, kwargs), None if call is None or site is None else call.weight)
         if call is not None and site is not None:
             self._on_call(site, call.form.input(call.input))
-        return func(*args, **kwargs)
 
     def _note(self, func: Callable[..., Any], arguments: object, weight: Tensor | None) -> None:
         """Look at what any function is given; the weight of a site is said apart."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +10,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from convfactor.conv.cascade import Cascade
 from convfactor.conv.layer import CascadeConv2d
@@ -19,6 +18,7 @@ from convfactor.model.inputs import ModelInputs
 from convfactor.model.outputs import structural_difference, values
 from convfactor.model.rewrite import apply
 from convfactor.model.trees import leaves
+from convfactor.model.watching import Onlooker
 from convfactor.planning.stand_ins import exact_layer
 from convfactor.plans.decisions import Replaced
 from convfactor.plans.plan import Plan
@@ -58,7 +58,7 @@ class Recorder(CascadeConv2d):
         return output
 
 
-class _Activations(TorchFunctionMode):
+class _Activations(Onlooker):
     """Sees which activation follows a layer, so that only what gets through it is compared."""
 
     def __init__(self, tapes: Mapping[int, _Tape]) -> None:
@@ -66,21 +66,15 @@ class _Activations(TorchFunctionMode):
         self._tapes = tapes
         self.found: dict[int, Callable[[Tensor], Tensor]] = {}
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        """Look at what is done with an output, and do it."""
-        kwargs = dict(kwargs or {})
+    def look(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> None:
+        """Look at what is done with an output."""
         if args and func in ACTIVATIONS:
             fixed = {name: kwargs[name] for name in kwargs if name != "inplace"}
             for index, tape in self._tapes.items():
                 if any(args[0] is output for output in tape.outputs):
                     self.found[index] = lambda x: func(x, *args[1:], **fixed)
-        return func(*args, **kwargs)
 
 
 @dataclass(frozen=True)

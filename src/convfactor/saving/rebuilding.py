@@ -114,7 +114,7 @@ def _folded(model: nn.Module, saved: Description) -> dict[nn.Module, nn.Module]:
             there = "nothing" if norm is None else f"a {type(norm).__name__}"
             raise mismatch(name, there, "a batch normalization that is folded into a layer", saved)
         if not isinstance(norm, FoldedNorm):
-            new[norm] = FoldedNorm().train(norm.training)
+            new[norm] = FoldedNorm.of(norm)
     return new
 
 
