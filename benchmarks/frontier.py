@@ -29,6 +29,7 @@ import pages
 import solvers
 import tensorly
 import torch
+from matplotlib.ticker import LogLocator, NullFormatter
 from torch import Tensor, nn
 
 from convfactor.conv.cascade import Cascade
@@ -257,6 +258,10 @@ def _draw(found: Mapping[str, Mapping[str, Sequence[Point]]]) -> plt.Figure:
             axis.plot(times, errors, mark, label=method, alpha=0.5 if method == "ours" else 1)
         axis.set(xscale="log", yscale="log", title=name, xlabel="time / original", ylabel="error")
         axis.axvline(1, color="0.7", linewidth=0.8)
+        for scale in (axis.xaxis, axis.yaxis):
+            scale.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            scale.set_major_formatter("{x:g}")
+            scale.set_minor_formatter(NullFormatter())
     for axis in axes.flat[len(found) :]:
         axis.set_visible(False)
     axes.flat[0].legend()
