@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import math
 import os
 import subprocess
 import sys
@@ -86,6 +87,20 @@ def separate(model: nn.Module) -> int:
     return count
 
 
+def awaken(model: nn.Module) -> None:
+    """Let every branch count: many start at a scale of 0 or 1e-6, which would hide any error."""
+    for name, parameter in model.named_parameters():
+        vector = parameter.numel() == max(parameter.shape, default=1)
+        if vector and not name.endswith("bias") and float(parameter.abs().mean()) < 0.1:
+            nn.init.ones_(parameter)
+    for module in model.modules():
+        if isinstance(module, (*CONVOLUTIONS, nn.Linear)):
+            weight = module.weight
+            gain = float(weight.std()) * math.sqrt(weight[0].numel())
+            if isinstance(weight, nn.Parameter) and 0 < gain < 1:
+                weight.data /= gain
+
+
 def large(model: nn.Module) -> bool:
     """Whether a model has a large kernel that a cascade may stand for."""
     for module in model.modules():
@@ -151,6 +166,7 @@ def planned(kind: str, name: str) -> dict[str, Any]:
     model, inputs = (timm_case if kind == "timm" else transformers_case)(name)
     model.eval().requires_grad_(False)
     count = separate(model)
+    awaken(model)
     start = time.process_time()
     fast, plan = convfactor.optimize(model, inputs(0), TOLERANCE, objective="macs", progress=False)
     seconds = time.process_time() - start
