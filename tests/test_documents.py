@@ -30,8 +30,17 @@ def name(page: Path) -> str:
     return page.relative_to(ROOT).as_posix()
 
 
-@pytest.mark.filterwarnings("ignore")  # of exporters and of what is to move, as a reader sees them
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=name)
+def with_python() -> list[object]:
+    """Pages, those of which no warning comes and those that show exporters with their own."""
+    exporters = pytest.mark.filterwarnings("ignore")
+    return [
+        pytest.param(page, id=name(page), marks=[exporters] if page.stem == "deployment" else [])
+        for page in PAGES
+        if blocks(page, "python")
+    ]
+
+
+@pytest.mark.parametrize("page", with_python())
 def test_the_python_of_a_page_runs_in_order(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
