@@ -1,9 +1,9 @@
 """Plan one model of every family of timm and transformers that has a large kernel.
 
 Weights are random, but for the large kernels, which get separable ones of one rank, so that layers
-really are replaced. Every model is planned by multiplies in a process of its own with one thread, and the
-result is compared with the original, in float64, on an input that planning has not seen. A model
-whose process fails is a failure; one that takes longer than `--seconds` is stopped.
+really are replaced. Every model is planned by multiplies in a process of its own with one thread,
+and the result is compared with the original, in float64, on an input that planning has not seen.
+A model whose process fails is a failure; one that takes longer than `--seconds` is stopped.
 `--write` puts the table into `docs/zoo.md`.
 """
 
