@@ -30,7 +30,9 @@ from convfactor.model.inputs import Inputs
 from convfactor.model.programs import inputs_of
 from convfactor.plans.plan import Plan
 from convfactor.plans.storage import PLAN_FILE, WEIGHTS_FILE
+from convfactor.plans.tables import show, to_text
 from convfactor.saving.folders import FILES
+from convfactor.terminal import WIDTH
 
 PARTIAL = "partial"
 
@@ -70,11 +72,11 @@ def _optimize(options: Namespace) -> None:
             executor=executor,
         )
     plan.save(output)
-    (output / "table.txt").write_text(f"{plan}\n", encoding="utf-8")
+    (output / "table.txt").write_text(to_text(plan, WIDTH) + "\n", encoding="utf-8")
     plan.to_html(output / "report.html", model)
     written = [PLAN_FILE, WEIGHTS_FILE, "table.txt", "report.html", *_write(fast, calls, output)]
     shutil.rmtree(output / PARTIAL, ignore_errors=True)
-    print(plan)
+    show(plan)
     say(f"wrote {', '.join(written)} to {output}")
 
 
@@ -138,7 +140,7 @@ def workers(count: int, wanted: Collection[str]) -> Iterator[Executor | None]:
 def _show(options: Namespace) -> None:
     """Print a saved plan, and write it in other forms."""
     plan = Plan.load(options.folder)
-    print(plan)
+    show(plan)
     model: Any = None
     if options.model is not None and options.model.endswith(PROGRAM):
         model = read_program(options.model)

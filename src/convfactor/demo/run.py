@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from concurrent.futures import Executor
 from pathlib import Path
 
 import torch
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
 import convfactor
 from convfactor.demo import network, photographs
+from convfactor.plans.tables import show
+from convfactor.terminal import console, width
 
 RIM = 6
 DETAIL = (slice(24, 204), slice(150, 330))
@@ -54,13 +56,13 @@ def demo(output: Path, max_drop: float, executor: Executor | None = None) -> Non
     )
     plan.save(output)
     plan.to_html(output / "report.html", model)
-    print(plan)
+    show(plan)
     print()
     with torch.no_grad():
         results = {
             name: (x, model(x).clamp(0, 1), fast(x).clamp(0, 1)) for name, x in inputs.items()
         }
-    Console(width=100).print(_quality(testing, results))
+    console(sys.stdout, width()).print(_quality(testing, results))
     picture = output / "comparison.png"
     _draw(testing["astronaut"], results["astronaut"], picture)
     parameters = [sum(p.numel() for p in m.parameters()) for m in (model, fast)]
