@@ -25,12 +25,13 @@ from convfactor.cli.given import (
     read_model,
     read_program,
 )
-from convfactor.cli.messages import say
+from convfactor.cli.messages import listen, note, say
 from convfactor.model.inputs import Inputs
 from convfactor.model.programs import inputs_of
 from convfactor.plans.plan import Plan
 from convfactor.plans.storage import PLAN_FILE, WEIGHTS_FILE
 from convfactor.plans.tables import show, to_text
+from convfactor.progress import Show
 from convfactor.saving.folders import FILES
 from convfactor.terminal import WIDTH
 
@@ -39,6 +40,7 @@ PARTIAL = "partial"
 
 def run(options: Namespace) -> None:
     """Run the command that was given; results go to stdout, and to the files that it says."""
+    listen(quiet="quiet" in options and options.quiet)
     {"demo": _demo, "optimize": _optimize, "show": _show}[options.command](options)
 
 
@@ -47,7 +49,7 @@ def _demo(options: Namespace) -> None:
     from convfactor.demo import run  # needs the extra packages of the demo
 
     with workers(options.workers, {"max_drop"}) as executor:
-        run.demo(options.output, options.max_drop, executor)
+        run.demo(options.output, options.max_drop, executor, _shown(options))
 
 
 def _optimize(options: Namespace) -> None:
@@ -68,6 +70,7 @@ def _optimize(options: Namespace) -> None:
             select=[*options.select, *(f"!{pattern}" for pattern in options.skip)] or None,
             calibration=calibration and [moved(b, device, dtype) for b in calibration],
             strict=options.strict,
+            progress=_shown(options),
             checkpoint=output / PARTIAL,
             executor=executor,
         )
@@ -77,7 +80,15 @@ def _optimize(options: Namespace) -> None:
     written = [PLAN_FILE, WEIGHTS_FILE, "table.txt", "report.html", *_write(fast, calls, output)]
     shutil.rmtree(output / PARTIAL, ignore_errors=True)
     show(plan)
-    say(f"wrote {', '.join(written)} to {output}")
+    note(f"wrote {', '.join(written)} to {output}")
+
+
+def _shown(options: Namespace) -> Show:
+    """How progress is shown; in a pipe by ``logging``, as everything else that is told."""
+    if options.progress == "auto":
+        return False if options.quiet else None
+    chosen: Show = options.progress
+    return chosen
 
 
 def _model(options: Namespace) -> tuple[Any, torch.device, torch.dtype]:
@@ -151,4 +162,4 @@ def _show(options: Namespace) -> None:
         if path is not None:
             extra = {"model": model} if name == "html" else {}
             getattr(plan, f"to_{name}")(path, **extra)
-            say(f"wrote {path}")
+            note(f"wrote {path}")

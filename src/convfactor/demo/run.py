@@ -14,13 +14,16 @@ from torch import Tensor, nn
 import convfactor
 from convfactor.demo import network, photographs
 from convfactor.plans.tables import show
+from convfactor.progress import Show
 from convfactor.terminal import console, width
 
 RIM = 6
 DETAIL = (slice(24, 204), slice(150, 330))
 
 
-def demo(output: Path, max_drop: float, executor: Executor | None = None) -> None:
+def demo(
+    output: Path, max_drop: float, executor: Executor | None = None, progress: Show = None
+) -> None:
     """Optimize the demo's network on its training photographs and judge it on the others.
 
     The network may lose some PSNR on two of those with sharp edges, to which nothing is fitted.
@@ -32,6 +35,7 @@ def demo(output: Path, max_drop: float, executor: Executor | None = None) -> Non
         output: Folder for the plan, the report and the picture.
         max_drop: By how many dB the network may get worse.
         executor: Where to solve; None does so in this process.
+        progress: How progress is shown, as for ``convfactor.optimize``.
 
     Raises:
         ImportError: The packages of the extra ``demo`` are missing.
@@ -53,6 +57,7 @@ def demo(output: Path, max_drop: float, executor: Executor | None = None) -> Non
         max_drop=max_drop,
         calibration=[photographs.degrade(picture) for picture in training.values()],
         executor=executor,
+        progress=progress,
     )
     plan.save(output)
     plan.to_html(output / "report.html", model)
