@@ -7,9 +7,6 @@ from convfactor.plans.settings import Settings
 from convfactor.plans.spending import Spending
 from convfactor.plans.words import counted, percent, spread
 
-# Distance of the quartiles of a quiet machine's timings: a few per cent.
-UNSTEADY = 0.2
-
 
 def budget(settings: Settings) -> str:
     """What was asked for."""
@@ -66,22 +63,6 @@ def whole(measured: WholeModel, calibrated: bool) -> str:
 def output_error(whole: WholeModel) -> str:
     """Errors of the model's outputs."""
     return ", ".join(percent(error) for error in whole.errors) or "no floating-point output"
-
-
-def unsteady(plan: Decisions) -> list[str]:
-    """That times may be off, where other work ran beside this."""
-    environment, whole = plan.environment, plan.whole
-    signs = []
-    if environment.busy:
-        threads = counted(environment.threads, "thread")
-        signs.append(f"a load of {environment.load:.1f} with {threads} in use")
-    timings = () if whole is None else (whole.before, whole.after)
-    spreads = [timing.spread for timing in timings if timing is not None]
-    if max(spreads, default=0.0) > UNSTEADY:
-        signs.append(f"half of the times of the whole model lie {max(spreads):.0%} apart")
-    if not signs or plan.settings.objective == "macs":
-        return []
-    return [f"the machine was busy ({', '.join(signs)}): plan again when it is quiet"]
 
 
 def _spent(settings: Settings, spending: Spending) -> str:

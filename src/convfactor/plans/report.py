@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from convfactor.plans.decisions import Decisions, Entry, Replaced
-from convfactor.plans.outcome import budget, called, spent, unsteady, whole
+from convfactor.plans.hints import hints
+from convfactor.plans.outcome import budget, called, spent, whole
 from convfactor.plans.words import counted, milliseconds, percent, sides
 
 
@@ -176,15 +177,15 @@ def header(plan: Decisions) -> list[str]:
         f"torch {environment.torch_version}, {environment.device}, {environment.machine}, "
         f"{counted(environment.threads, 'thread')}"
     )
-    return [*lines, *called(plan), *(unsteady(plan) if environment.busy else [])]
+    return [*lines, *called(plan)]
 
 
 def footer(plan: Decisions) -> list[str]:
-    """The whole model."""
+    """The whole model, and what to do next."""
     lines = [replaced(plan), *spent(plan)]
     if plan.whole is not None:
         lines.append(whole(plan.whole, plan.calibrated))
-    return [*lines, *unsteady(plan)]
+    return [*lines, *(f"hint: {hint}" for hint in hints(plan))]
 
 
 def _piped(cells: Iterable[str]) -> str:
