@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 import sys
 import time
 from dataclasses import replace
@@ -120,6 +121,36 @@ def test_a_bar_may_be_had_in_a_pipe(monkeypatch):
     (line,) = sys.stderr.getvalue().splitlines()
     assert line.startswith("solving ")
     assert "2/2" in line
+
+
+class Terminal(io.StringIO):
+    """A terminal as far as a stream can tell."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("show", [None, True, "bar"])
+def test_a_terminal_shows_bars_and_their_colours_where_they_are_wanted(quick, monkeypatch, show):
+    monkeypatch.setenv("TERM", "xterm-256color")
+    for plain in (False, True):
+        monkeypatch.setattr(sys, "stderr", Terminal())
+        if plain:
+            monkeypatch.setenv("NO_COLOR", "1")
+        work(show, lambda: "b: 3x3 3x3 (8)" in sys.stderr.getvalue())
+        written = sys.stderr.getvalue()
+        assert "1/2" in written
+        assert "convfactor: " not in written
+        assert (re.search(r"\x1b\[[0-9;]*m", written) is None) == plain
+
+
+@pytest.mark.parametrize(("name", "value"), [("TERM", "dumb"), ("FORCE_COLOR", "1")])
+def test_where_bars_can_not_move_there_are_lines(quick, monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "stderr", Terminal() if name == "TERM" else io.StringIO())
+    work(True, lambda: sys.stderr.getvalue().count("solving 1/2, b") > 2)
+    assert set(re.findall(r"^\w+: ", sys.stderr.getvalue(), re.MULTILINE)) == {"convfactor: "}
+    assert "\x1b" not in sys.stderr.getvalue()
 
 
 class Closed(io.StringIO):

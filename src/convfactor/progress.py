@@ -51,7 +51,10 @@ def reporting(show: Show) -> Iterator[Progress]:
     """
     check_progress(show)
     console = terminal.console(sys.stderr)
-    bars = show == "bar" or (show in (True, None) and console.is_terminal)
+    # rich takes a pipe for a terminal where colours are forced, as in logs of CI.
+    live = terminal.is_terminal(sys.stderr) and not console.is_dumb_terminal
+    live = live or (show is True and console.is_jupyter)
+    bars = show == "bar" or (show in (True, None) and live)
     tell: Callable[[str], object] | None = None
     if show == "lines" or (show is True and not bars):
         tell = _write
@@ -118,7 +121,7 @@ def _bars(console: Console, hidden: bool) -> Progress:
     """The display; what is hidden still knows where the work is."""
     return Progress(
         TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=16),
+        BarColumn(bar_width=10),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn(

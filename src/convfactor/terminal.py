@@ -18,10 +18,18 @@ def width() -> int:
     given = os.environ.get("COLUMNS", "")
     if given.isdecimal() and int(given):
         return int(given)
-    with contextlib.suppress(AttributeError, ValueError, OSError):  # no stdout, or no file
-        if sys.stdout.isatty():
-            return os.get_terminal_size(sys.stdout.fileno()).columns or WIDTH
+    if not is_terminal(sys.stdout):
+        return WIDTH
+    with contextlib.suppress(ValueError, OSError):  # no terminal after all
+        return os.get_terminal_size(sys.stdout.fileno()).columns or WIDTH
     return WIDTH
+
+
+def is_terminal(file: TextIO | None) -> bool:
+    """Whether a stream is a terminal; one that is closed or absent is none."""
+    with contextlib.suppress(AttributeError, ValueError):
+        return file is not None and file.isatty()
+    return False
 
 
 def console(file: TextIO, columns: int | None = None) -> Console:

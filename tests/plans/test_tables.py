@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import os
 import re
 import sys
@@ -182,5 +183,8 @@ def test_elsewhere_a_table_is_plain_and_of_one_width(plan, capsys, monkeypatch):
     for columns, width in (("80", 80), ("", terminal.WIDTH), ("0", 120), ("wide", 120)):
         monkeypatch.setenv("COLUMNS", columns)
         assert str(plan) == tables.to_text(plan, width)
-    monkeypatch.setattr(sys, "stdout", None)
-    assert terminal.width() == terminal.WIDTH
+    closed = io.StringIO()
+    closed.close()
+    for stdout in (None, closed):
+        monkeypatch.setattr(sys, "stdout", stdout)
+        assert terminal.width() == terminal.WIDTH

@@ -132,7 +132,7 @@ class Job:
         """Make the plan and the faster model."""
         with reporting(progress) as display:
             chosen = self._plan(strict, display)
-            with isolated(self.settings.seed), step(display, "comparing the whole model"):
+            with isolated(self.settings.seed), step(display, "comparing models"):
                 chosen = self._accounted(self.compare(chosen))
                 return chosen.apply(self.given), chosen
 
@@ -153,7 +153,7 @@ class Job:
                 quality,
                 self.executor,
             )
-            with step(display, "checking the whole model"):
+            with step(display, "checking the model"):
                 result = self._accounted(self.judge.sound(self._unchanged(result)))
         if strict:
             _demand_budget(result)
