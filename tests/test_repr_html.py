@@ -121,8 +121,13 @@ def test_names_stay_text(plan):
     assert "(the model itself)" in piece.text
 
 
+def test_its_name_tells_no_weights(plan):
+    assert repr(plan) == "Plan(tolerance 0.01: 1 of 2 large-kernel layers replaced)"
+
+
 def test_nothing_to_do_is_one_line():
     empty = convfactor.plan(nn.ReLU(), images(), objective="macs")
+    assert repr(empty) == f"Plan(tolerance 0.01: {empty})"
     piece = Piece(empty._repr_html_())
     assert piece.text == str(empty)
     assert "table" not in piece.tags

@@ -28,7 +28,7 @@ L = TypeVar("L", bound=CascadeConv2d)
 LEFT_OUT = "left out of the plan"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Plan(Views):
     """Decisions on every large kernel of one model; printing it gives the report.
 

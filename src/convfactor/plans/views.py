@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 
-from convfactor.plans import notebook, report, storage
+from convfactor.plans import notebook, outcome, report, storage
 from convfactor.plans.decisions import Decisions
 
 
 class Views(Decisions):
     """What a plan shows of itself without the model."""
+
+    def __repr__(self) -> str:
+        """What was asked for and done, without the weights."""
+        done = report.replaced(self) if self.entries else report.nothing(self)
+        return f"{type(self).__name__}({outcome.budget(self.settings)}: {done})"
 
     def _repr_html_(self) -> str:
         """What a notebook shows: the layers and the whole model, in short."""
