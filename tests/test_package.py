@@ -99,6 +99,13 @@ def test_one_version():
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     assert 'dynamic = ["version"]' in project
     assert not re.search(r"^version\s*=", project, re.MULTILINE)
+    log = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    first, second = re.findall(r"^## (.*)$", log, re.MULTILINE)[:2]
+    assert first == "Unreleased"
+    version, date = second.split(" - ")
+    assert version == convfactor.__version__
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nversion: {version}\ndate-released: {date}\n" in citation
 
 
 def documented():

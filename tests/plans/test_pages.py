@@ -587,7 +587,7 @@ def browse(source: str, folder):
             f"--window-size=1440,{HEIGHT * len(VIEWS)}", f"--screenshot={folder / 'page.png'}",
             "--dump-dom", (folder / "views.html").as_uri(),
         ],
-        capture_output=True, text=True, timeout=60, check=True,
+        capture_output=True, text=True, check=True,
     )  # fmt: skip
     found = json.loads(html.unescape(re.search(r'data-found="([^"]*)"', shown.stdout)[1]))
     picture = np.asarray(Image.open(folder / "page.png").convert("RGB"))

@@ -297,8 +297,9 @@ def _candidates(kernel: ConvGeometry, settings: Settings, form: Form) -> list[Fa
         cascades.append(whole(kernel))
     if settings.structures == "cascade":
         return cascades
+    # The best pair of a width is known at once, and bounds what the others may cost.
     pair = [*separable_pair(kernel), *one_row(kernel)]
-    # For single channels the pair is solved at once, and few cascades are faster.
     if kernel.is_depthwise:
         return [*pair, *cascades]
-    return sorted([*cascades, *pair, *low_rank(kernel)], key=lambda family: len(family.apart))
+    others = sorted([*cascades, *low_rank(kernel)], key=lambda family: len(family.apart))
+    return [*pair, *others]

@@ -138,19 +138,18 @@ def _descend(descent: Descent, trial: int, limits: _Limits, request: Request) ->
     """Descend from several starts, after a trial only from each group's best."""
     groups = descent.groups
     history: list[Tensor] = []
+    exact = max(_EXACT, (request.problem.rounding / 2) ** 2)
     for iteration in range(limits.most):
-        if request.budget.used_up():
+        lowest = float(descent.loss.view(-1, groups).amin(0).mean())
+        if lowest < exact or request.budget.used_up():
             break
         if iteration == trial:
             descent.keep(_best(descent.loss, groups))
             history.clear()
         descent.step()
         history.append(descent.loss.view(-1, groups).mean(1))
-        lowest = float(descent.loss.view(-1, groups).amin(0).mean())
         if iteration % 10 == 9:
             request.progress((iteration + 1) / limits.most, math.sqrt(lowest))
-        if lowest < _EXACT:
-            break
         # A start that still comes down may end below the one that leads.
         now, earlier = history[-1], history[-1 - limits.window :][0]
         settled = now > (1 - limits.settled) * earlier
