@@ -103,6 +103,8 @@ def _draw(true: Tensor, results: tuple[Tensor, Tensor, Tensor], path: Path) -> N
     """Save a detail of the input, both outputs and their difference."""
     from matplotlib.figure import Figure
 
+    from convfactor.plots import SIGNED
+
     degraded, original, optimized = (x[0, 0][DETAIL].numpy() for x in results)
     scores = [photographs.psnr(y, true, RIM) for y in results]
     figure = Figure(figsize=(13, 3.9), layout="constrained")
@@ -116,7 +118,7 @@ def _draw(true: Tensor, results: tuple[Tensor, Tensor, Tensor], path: Path) -> N
         axis.imshow(image, cmap="gray", vmin=0, vmax=1)
         axis.set_title(title)
     limit = 0.1
-    shown = axes[3].imshow(optimized - original, cmap="RdBu", vmin=-limit, vmax=limit)
+    shown = axes[3].imshow(optimized - original, cmap=SIGNED, vmin=-limit, vmax=limit)
     axes[3].set_title("optimized - original")
     figure.colorbar(shown, ax=axes[3], shrink=0.85)
     for axis in axes:

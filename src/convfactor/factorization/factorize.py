@@ -93,6 +93,10 @@ def factorize(
         time_limit: Seconds of processor time of this thread that solving may take; ``math.inf`` for
             no limit.
 
+    Returns:
+        The cascade, in the dtype of ``weight`` and in input pixels, with its error, its cost, and
+        whether it meets the tolerance.
+
     Raises:
         TypeError: ``weight`` holds no real numbers, or an argument is of another type.
         ValueError: An argument is out of range, they do not fit together, or what they ask for
@@ -101,6 +105,7 @@ def factorize(
 
     Example:
         >>> import torch
+        >>> from convfactor import factorize
         >>> f = factorize(torch.outer(torch.hann_window(9)[1:8], torch.hann_window(9)[1:8]), 1e-6)
         >>> [tuple(kernel.shape) for kernel in f.kernels], f.error < 1e-6
         ([(1, 1, 3, 3), (1, 1, 3, 3), (1, 1, 3, 3)], True)

@@ -53,6 +53,12 @@ def build() -> None:
 
     Raises:
         RuntimeError: If there is no compiler for C++ or no ninja, or if the compiler fails.
+
+    Example:
+        >>> from convfactor import wavelets
+        >>> wavelets.build()  # doctest: +SKIP
+        >>> wavelets.DTCWTInverse().backend  # the compiled kernels, once they are built
+        'auto'
     """
     global _chosen
     load()
