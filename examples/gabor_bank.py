@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 import convfactor
 from convfactor.demo import photographs
+from convfactor.plots import SIGNED
 
 SCALES, ORIENTATIONS = 5, 8
 SHOWN = (1, 11, 21, 31, 36)
@@ -73,7 +74,7 @@ def draw(filters: Tensor, composed: Tensor, responses: Tensor, path: Path) -> No
         reference = responses if title == "response" else filters
         for axis, channel in zip(axes, SHOWN, strict=True):
             limit = reference[channel].abs().max().item()
-            axis.imshow(channels[channel], cmap="PuOr_r", vmin=-limit, vmax=limit)
+            axis.imshow(channels[channel], cmap=SIGNED, vmin=-limit, vmax=limit)
             axis.set(xticks=[], yticks=[])
         axes[0].set_ylabel(title)
     figure.savefig(path, dpi=110)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
-import re
 import shutil
-from pathlib import Path
 
 import onnxruntime
 import pytest
@@ -17,7 +15,6 @@ from torch import nn
 import convfactor
 from convfactor import CascadeConv2d
 
-DOCUMENT = Path(__file__).parent.parent / "docs" / "deployment.md"
 SCRIPTING = r"torch\.jit\.script can't compile .* torch\.jit\.trace"
 
 
@@ -111,14 +108,3 @@ def test_tracing_and_scripting(fast, x):
     for model in (fast, fast.call):
         with pytest.raises(TypeError, match=SCRIPTING):
             torch.jit.script(model)
-
-
-@pytest.mark.filterwarnings("ignore")  # the exporter's own, and what is to move
-def test_the_blocks_of_the_document_run(tmp_path, monkeypatch):
-    blocks = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL)
-    assert len(blocks) > 5
-    monkeypatch.chdir(tmp_path)
-    names: dict[str, object] = {}
-    for i, block in enumerate(blocks):
-        exec(compile(block, f"deployment.md, block {i}", "exec"), names)
-    torch._dynamo.reset()

@@ -30,7 +30,6 @@ def run(name, *arguments, folder):
         env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120", "PYTHONIOENCODING": "utf-8"},
         capture_output=True,
         encoding="utf-8",
-        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.metadata
+import inspect
 import pickle
 import re
 import subprocess
@@ -98,3 +99,45 @@ def test_one_version():
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     assert 'dynamic = ["version"]' in project
     assert not re.search(r"^version\s*=", project, re.MULTILINE)
+    log = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    first, second = re.findall(r"^## (.*)$", log, re.MULTILINE)[:2]
+    assert first == "Unreleased"
+    version, date = second.split(" - ")
+    assert version == convfactor.__version__
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nversion: {version}\ndate-released: {date}\n" in citation
+
+
+def documented():
+    """Public classes and functions, by the names that users write."""
+    found = {}
+    for module in (convfactor, convfactor.fx, convfactor.wavelets, convfactor.plots):
+        for name in module.__all__:
+            value = getattr(module, name)
+            if inspect.isclass(value) or inspect.isfunction(value):
+                found[f"{module.__name__}.{name}"] = value
+    return found
+
+
+@pytest.mark.parametrize(("name", "value"), documented().items(), ids=documented())
+def test_every_public_name_has_an_example(name, value):
+    assert re.search(r"^Example:\n    >>> ", inspect.getdoc(value), re.MULTILINE), name
+
+
+@pytest.mark.parametrize("function", [convfactor.factorize, convfactor.optimize, convfactor.plan])
+def test_help_documents_every_argument_and_what_comes_back(function):
+    text = inspect.getdoc(function)
+    args = text.split("\nArgs:\n")[1].split("\nReturns:\n")[0]
+    assert re.findall(r"^    (\w+): ", args, re.MULTILINE) == [
+        *inspect.signature(function).parameters
+    ]
+    assert "\nRaises:\n" in text
+
+
+def test_plan_and_optimize_document_the_same_arguments():
+    parts = [
+        re.findall(r"^(?:Args|Raises):\n(?:    .*\n|\n)+", inspect.getdoc(f), re.MULTILINE)
+        for f in (convfactor.plan, convfactor.optimize)
+    ]
+    assert parts[0] == parts[1]
+    assert len(parts[0]) == 2

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
 
@@ -16,10 +17,11 @@ from tiny import Functional, batches, conv, images
 from torch import nn
 
 import convfactor
-from convfactor import Cascade, Plan, Stage, StageShape, Structure, factorize, plots
+from convfactor import Cascade, Moments, Plan, Stage, StageShape, Structure, factorize, plots
 from convfactor.latency import Timing
 from convfactor.model.reasons import Reason
 from convfactor.plans.decisions import Cost, Entry, Kept, Swapped, Tried, WholeModel
+from convfactor.plans.words import percent
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -58,7 +60,9 @@ def test_kernel_panels_hold_target_factors_composed_and_error(as_array):
     composed = convolve2d(first, second)
     target = composed + 0.01 * noise(5, 5).numpy()
     figure = drawn(
-        plots.plot_kernels(target if as_array else torch.from_numpy(target), chain(), title="mine")
+        plots.plot_kernels(
+            target if as_array else torch.from_numpy(target), chain(), error_scale=10, title="mine"
+        )
     )
     assert_allclose(panel(figure, "target"), target)
     assert_allclose(panel(figure, "factor 1"), first)
@@ -78,17 +82,20 @@ def test_kernels_are_extended_to_one_window():
     figure = drawn(plots.plot_kernels(target, shifted, error_scale=1))
     assert_allclose(panel(figure, "target"), np.pad(target, ((0, 0), (1, 0))))
     assert_allclose(panel(figure, "composed"), np.pad(composed, ((1, 1), (0, 0))))
-    error = np.linalg.norm(panel(figure, "error x1")) / np.linalg.norm(target)
+    error = np.linalg.norm(panel(figure, "error")) / np.linalg.norm(target)
     assert figure.get_suptitle() == f"relative error {error:.2g}"
 
 
 def test_a_dilated_kernel_is_spread():
     weight = noise(2, 1, 5, 5)
     found = factorize(weight, stages=2, groups=2, dilation=2)
-    figure = drawn(plots.plot_kernels(weight, found, channel=(1, 0), dilation=2))
-    assert_allclose(panel(figure, "target")[::2, ::2], weight[1, 0])
-    assert_allclose(panel(figure, "composed"), found.compose()[1, 0], atol=1e-15)
-    assert panel(figure, "error x10").shape == (9, 9)
+    for source, dilation in ((found, None), (found.cascade, 2)):
+        figure = drawn(
+            plots.plot_kernels(weight, source, channel=(1, 0), dilation=dilation, error_scale=1)
+        )
+        assert_allclose(panel(figure, "target")[::2, ::2], weight[1, 0])
+        assert_allclose(panel(figure, "composed"), found.compose()[1, 0], atol=1e-15)
+        assert panel(figure, "error").shape == (9, 9)
 
 
 @pytest.mark.parametrize("groups", [1, 2])
@@ -121,13 +128,71 @@ def test_the_pair_of_most_energy_is_shown():
     assert "output 2, input 1 of 3 x 4" in figure.get_suptitle()
 
 
-def test_many_stages_take_several_rows():
-    stages = tuple(StageShape(1, 1, (3, 3)) for _ in range(15))
-    cascade = Cascade.random(Structure(stages))
+@pytest.mark.parametrize(
+    ("count", "rows"), [(3, [6]), (4, [4, 3]), (7, [5, 5]), (9, [6, 6]), (15, [6, 6, 6])]
+)
+def test_pictures_stand_in_even_rows(count, rows):
+    cascade = Cascade.random(Structure((StageShape(1, 1, (3, 3)),) * count))
     figure = drawn(plots.plot_kernels(cascade.compose(), cascade))
-    rows = {round(a.get_position().y1, 2) for a in figure.axes if a.get_title()}
-    assert len(rows) == 3
-    assert panel(figure, "factor 15").shape == (3, 3)
+    heights = Counter(round(a.get_position().y0, 2) for a in figure.axes if a.get_title())
+    assert [heights[height] for height in sorted(heights, reverse=True)] == rows
+    assert panel(figure, f"factor {count}").shape == (3, 3)
+
+
+@pytest.mark.parametrize("size", [1e-12, 3e-4, 0.07, 1.0, 40.0])
+def test_the_error_is_enlarged_as_far_as_the_colours_reach(size):
+    composed = chain().compose()[0, 0].numpy()
+    target = composed + size * noise(5, 5).numpy()
+    figure = drawn(plots.plot_kernels(target, chain()))
+    (name,) = (a.get_title() for a in figure.axes if a.get_title().startswith("error"))
+    factor = float(name.removeprefix("error x")) if name != "error" else 1.0
+    assert f"{factor:.0e}"[0] in "125"
+    assert_allclose(panel(figure, name), factor * (composed - target), rtol=1e-9)
+    _, limit = limits(figure, name)
+    assert limit / 2.5 < np.abs(panel(figure, name)).max() <= limit
+
+
+def test_no_error_is_not_enlarged():
+    figure = drawn(plots.plot_kernels(chain().compose(), chain()))
+    assert not panel(figure, "error").any()
+
+
+def test_zero_is_in_the_middle_of_one_scale_of_colours():
+    middle, low, high = (np.array(plots.SIGNED(at)[:3]) for at in (0.5, 0.0, 1.0))
+    assert middle.min() > 0.9
+    assert low[2] > low[0]  # blue below zero
+    assert high[0] > high[2]  # orange above
+
+
+def test_a_calibrated_kernel_is_titled_by_the_error_of_the_output(counted):
+    layer = conv()
+    moments = Moments.from_inputs(layer, batches(2))
+    weight = layer.weight.detach() + 0.05 * noise(2, 2, 5, 5).float()
+    found = factorize(weight, widths=(1,), moments=moments)
+    error = float((found.compose() - weight).norm() / weight.norm())
+    title = plots.plot_kernels(weight, found).get_suptitle()
+    assert f"output error {found.error:.2%}, of the weights {error:.2%} over all" in title
+    assert "relative error" in plots.plot_kernels(weight, found.cascade).get_suptitle()
+    entry = counted.entries[1]
+    title = plots.plot_kernels(conv(seed=1).weight, entry).get_suptitle()
+    assert f"output error {percent(entry.error)}, of the weights " in title
+
+
+def test_an_entry_without_a_cascade_is_refused(counted):
+    with pytest.raises(ValueError, match=r"'0' has none \(.*\); plan.replaced has the indices"):
+        plots.plot_kernels(conv().weight, counted.entries[0])
+    subject = replace(counted.entries[1].subject, norm="1.norm")
+    with pytest.raises(ValueError, match=r"into which '1.norm' is folded; plan.to_html"):
+        plots.plot_kernels(conv().weight, replace(counted.entries[1], subject=subject))
+
+
+@pytest.mark.parametrize("layer", [nn.Conv1d(4, 4, 9), nn.ConvTranspose2d(4, 4, 10, 2)])
+def test_planned_layers_of_other_forms_are_drawn(layer):
+    nn.init.ones_(layer.weight)
+    given = torch.rand(1, 4, 32) if isinstance(layer, nn.Conv1d) else images(channels=4)
+    plan = convfactor.plan(nn.Sequential(layer), given, objective="macs")
+    figure = drawn(plots.plot_kernels(layer.weight, plan.entries[0]))
+    assert np.abs(panel(figure, "composed") - panel(figure, "target")).max() < 1e-5
 
 
 def test_a_zero_kernel_has_a_picture():
@@ -201,7 +266,7 @@ def test_the_frontier_marks_the_chosen_point(factorizations):
     assert set(found["tolerance 0.3"].get_ydata()) == {0.3}
     assert set(found["original kernel"].get_xdata()) == {400}
     assert figure.axes[0].get_yscale() == "log"
-    assert {"width 1", "width 3", "width 4", "a 5x5 kernel", "multiplies per output pixel"} <= set(
+    assert {"width 1", "3", "4", "a 5x5 kernel", "multiplies per output pixel"} <= set(
         texts(figure)
     )
 
@@ -232,6 +297,19 @@ def test_frontier_labels_name_stages_or_widths(factorizations, shapes, label):
     found = replace(factorizations[0], cascade=Cascade.random(Structure(stages)))
     figure = drawn(plots.plot_frontier([found]))
     assert [t.get_text() for t in figure.axes[0].texts] == [label]
+
+
+def test_frontier_labels_do_not_repeat_words(factorizations):
+    shapes = [[4] * 3, [4] * 4, [4, 5, 4], [4, 6, 4], [4, 5, 5, 4], [4, 5, 6, 4], [4] * 3]
+    found = []
+    for i, widths in enumerate(shapes):
+        groups = 4 if len(set(widths)) == 1 else 1
+        stages = tuple(StageShape(a, b, 3, groups=groups) for a, b in pairwise(widths))
+        cascade = Cascade.random(Structure(stages))
+        found.append(replace(factorizations[0], cascade=cascade, error=0.1 / (i + 1)))
+    figure = drawn(plots.plot_frontier(found))
+    labels = [t.get_text() for t in figure.axes[0].texts if t.get_text()]
+    assert labels == ["2 stages", "3", "width 5", "6", "5, 5", "5, 6", "2 stages"]
 
 
 def test_an_exact_point_fits_on_the_logarithmic_axis(factorizations):
@@ -274,6 +352,7 @@ def test_labels_of_near_points_do_not_overlap(factorizations, errors):
             box.contains(*point)
             for point in axis.transData.transform([(f.macs, f.error) for f in found])
         )
+        assert axis.bbox.x0 <= box.x0 < box.x1 <= axis.bbox.x1
         assert axis.bbox.y0 <= box.y0 < box.y1 <= axis.bbox.y1
 
 

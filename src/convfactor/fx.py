@@ -22,6 +22,19 @@ class FactorizeConvs(PassBase):
     Requires a ``GraphModule``, as ``trace`` or ``torch.fx.symbolic_trace`` return it; ensures
     that the result computes the same within the plan's tolerance. The graph that comes in, and
     the modules that it shares with a model, stay as they are.
+
+    Example:
+        >>> import torch
+        >>> from convfactor.fx import FactorizeConvs, trace
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(1, 1, 7), torch.nn.ReLU())
+        >>> _ = torch.nn.init.ones_(model[0].weight)
+        >>> rewrite = FactorizeConvs(
+        ...     tolerance=1e-4, example_inputs=torch.rand(1, 1, 16, 16), objective="macs",
+        ...     progress=False,
+        ... )
+        >>> result = rewrite(trace(model))
+        >>> result.modified, type(result.graph_module.get_submodule("0")).__name__
+        (True, 'CascadeConv2d')
     """
 
     def __init__(

@@ -56,6 +56,16 @@ class OptimizeAfterFit(_callback()):  # type: ignore[misc]
 
     Raises:
         ValueError: At the end, where there is no such module or no example input.
+
+    Example:
+        >>> import torch
+        >>> from convfactor.lightning import OptimizeAfterFit
+        >>> crops = [torch.rand(4, 1, 32, 32) for _ in range(8)]
+        >>> callback = OptimizeAfterFit("network", tolerance=0.01, calibration=crops)
+        >>> trainer = lightning.Trainer(max_epochs=3, callbacks=[callback])  # doctest: +SKIP
+        >>> trainer.fit(module, batches)  # doctest: +SKIP
+        >>> print(callback.plan)  # the table, once the trainer has ended
+        None
     """
 
     def __init__(self, attribute: str = "", *, example_inputs: Any = None, **options: Any) -> None:

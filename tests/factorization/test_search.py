@@ -128,6 +128,19 @@ def test_exact_answers_are_not_widened():
     assert missed.nearest.structure is chains[0]
 
 
+def test_more_effort_is_not_spent_on_an_exact_chain():
+    rung = next(full(ConvGeometry(3, 3, (5, 5), groups=3))).structure((3,))
+    asked = []
+
+    def solve(structure, effort, starts):
+        asked.append(effort)
+        return Answer(structure, effort, 1e-8, exact=True)
+
+    ladder = Ladder([rung], solve, 0.1)
+    assert ladder.cheapest() is ladder.finished()
+    assert asked == ["draft"]
+
+
 @pytest.mark.parametrize(("tolerance", "rung"), [(0.9, 0), (0.25, None)])
 def test_a_used_up_budget_leaves_what_was_solved(tolerance, rung):
     """The chain is always tried; nothing wider is begun once the time is up."""

@@ -240,3 +240,19 @@ def test_a_draft_is_near_the_full_answer_and_progress_is_told() -> None:
     assert list(shares) == sorted(shares)
     assert shares[-1] <= 1
     assert list(errors) == sorted(errors, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("channels", "size"),
+    [
+        ((2, 1, 1, 2), (1, 3)),
+        ((3, 1, 1, 2), (1, 3)),
+        ((4, 2, 2, 4), (3, 3)),
+        ((3, 1, 1, 3), (3, 3)),
+    ],
+)
+@pytest.mark.parametrize("seed", range(3))
+def test_narrow_cascades_come_back(channels, size, seed):
+    structure = chain(*channels, sizes=[size] * 3)
+    problem = Problem.from_weight(Cascade.random(structure, seed).compose())
+    assert problem.error(dense.solve(Request(problem, structure))) <= 1e-10

@@ -172,6 +172,27 @@ def test_parallel_terms_of_depthwise_kernels() -> None:
     torch.testing.assert_close(output, exact)
 
 
+@given(
+    st.integers(1, 6),
+    st.integers(1, 6),
+    st.integers(1, 7),
+    st.booleans(),
+    st.integers(0, 2**32 - 1),
+)
+def test_pairs_are_the_best_of_their_rank(
+    height: int, width: int, terms: int, columns_first: bool, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    problem = Problem(torch.randn(2, 3, 1, height, width, generator=generator).double())
+    sizes = [(height, 1), (1, width)] if columns_first else [(1, width), (height, 1)]
+    cascade = separable.solve(Request(problem, chain_structure(2, 3, sizes, terms)))
+    composed = cascade.compose().numpy()[:, 0]
+    for kernel, found in zip(problem.target.flatten(0, 2).numpy(), composed, strict=True):
+        left, values, right = np.linalg.svd(kernel, full_matrices=False)
+        best = (left[:, :terms] * values[:terms]) @ right[:terms]
+        np.testing.assert_allclose(found, best, atol=1e-12)
+
+
 @pytest.mark.parametrize(
     ("kernel", "sizes", "match"),
     [

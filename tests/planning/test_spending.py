@@ -17,7 +17,7 @@ from convfactor.planning import frontier, judge, refinement, spending
 from convfactor.planning.choices import LEAST_RETURN
 from convfactor.plans.decisions import Kept, Replaced
 
-MACS = {"objective": "macs"}
+MACS = {"objective": "macs", "structures": "cascade"}
 DATA = [images(seed, count=2, channels=4, size=16) for seed in range(6)]
 FRESH = [images(seed, count=2, channels=4, size=16) for seed in range(20, 24)]
 

@@ -31,6 +31,7 @@ from convfactor import (
 from convfactor.conv.accuracy import OutputErrors
 from convfactor.latency import Timing
 from convfactor.model.reasons import Reason
+from convfactor.pictures.kernels import Channels, Picture
 from convfactor.plans.circumstances import WhiteNoise
 from convfactor.plans.decisions import Cost, Entry, Replaced, Swapped, WholeModel
 
@@ -220,6 +221,34 @@ def test_the_error_is_magnified_by_the_factor_it_names(plan):
     expected = 0.02 * true * factor / (1.02 * abs(true).max())
     assert 0.2 < abs(expected).max() <= 1
     np.testing.assert_allclose(_read(parts), expected, atol=0.04)
+
+
+def test_the_error_of_the_weights_stands_second(plan):
+    module = model()
+    first = plan.entries[0].decision
+    stages = first.cascade.stages
+    doubled = replace(stages[0], weight=stages[0].weight * 2)
+    cascade = replace(first.cascade, stages=(doubled, *stages[1:]))
+    entry = replace(plan.entries[0], decision=replace(first, cascade=cascade, error=0.01))
+    shown = replace(plan, entries=(entry,))
+    assert "Error of the weights" not in Page(shown.to_html()).text
+    text = Page(shown.to_html(model=module)).text
+    assert re.search(r"Error \(tolerance 1%\) 1\.00% .*Error of the weights (99|100)\.\d\d%", text)
+    white = replace(shown, calibration=WhiteNoise())
+    assert "Error of the weights" not in Page(white.to_html(model=module)).text
+
+
+@pytest.mark.parametrize(("count", "columns"), [(1, 1), (3, 3), (4, 2), (5, 3), (7, 4), (9, 3)])
+def test_stages_stand_in_even_rows(count, columns):
+    picture = Picture.draw("stage", "", torch.zeros(3, 3), 1.0, 11)
+    assert Channels(0, 0, (), 1, [picture] * count, picture, None, None).columns == columns
+
+
+def test_the_page_lays_the_stages_out_so(big):
+    counts = {len(big.entries[i].decision.cascade.stages) for i in big.replaced}
+    columns = set(re.findall(r"grid-template-columns: repeat\((\d+), ", big.to_html()))
+    assert counts == {1, 2, 15}
+    assert columns == {"1", "2", "4"}
 
 
 def test_stages_of_a_depthwise_layer_compose_to_its_kernel(plan):
@@ -558,7 +587,7 @@ def browse(source: str, folder):
             f"--window-size=1440,{HEIGHT * len(VIEWS)}", f"--screenshot={folder / 'page.png'}",
             "--dump-dom", (folder / "views.html").as_uri(),
         ],
-        capture_output=True, text=True, timeout=60, check=True,
+        capture_output=True, text=True, check=True,
     )  # fmt: skip
     found = json.loads(html.unescape(re.search(r'data-found="([^"]*)"', shown.stdout)[1]))
     picture = np.asarray(Image.open(folder / "page.png").convert("RGB"))

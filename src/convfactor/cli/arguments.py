@@ -17,6 +17,7 @@ ARCHIVE = ".npz"
 PROGRAM = ".pt2"
 EXPORTED = f"model{PROGRAM}"
 DEVICE, DTYPE = "cpu", "float32"
+PROGRESS = ("auto", "bar", "lines")
 REPORTS = {
     "html": "a page with pictures of the kernels",
     "markdown": "the table for GitHub",
@@ -41,6 +42,7 @@ def parser() -> ArgumentParser:
         help="by how much the network may get worse; default: %(default)s",
     )  # fmt: skip
     _describe_workers(demo)
+    _describe_progress(demo)
     optimize = commands.add_parser(
         "optimize",
         help="optimize a model of your own",
@@ -134,6 +136,7 @@ def _describe_settings(optimize: ArgumentParser) -> None:
     optimize.add_argument("--structures", choices=STRUCTURES, default=Settings.structures)
     optimize.add_argument("--seed", type=int, default=Settings.seed)
     optimize.add_argument("--strict", action="store_true", help="fail where the budget is missed")
+    _describe_progress(optimize)
 
 
 def _describe_workers(command: ArgumentParser) -> None:
@@ -141,6 +144,19 @@ def _describe_workers(command: ArgumentParser) -> None:
     command.add_argument(
         "--workers", type=int, default=os.cpu_count(), metavar="N",
         help="processes that solve, where the budget is the model's; default: %(default)s",
+    )  # fmt: skip
+
+
+def _describe_progress(command: ArgumentParser) -> None:
+    """What is told on stderr while it works."""
+    command.add_argument(
+        "--progress", choices=PROGRESS, default="auto",
+        help="on stderr: a bar, a line every ten seconds, or auto: a bar on a terminal and lines "
+        "elsewhere; default: %(default)s",
+    )  # fmt: skip
+    command.add_argument(
+        "--quiet", action="store_true", help="tell only what is wrong, and no progress but by "
+        "--progress bar or lines",
     )  # fmt: skip
 
 

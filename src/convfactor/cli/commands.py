@@ -25,18 +25,22 @@ from convfactor.cli.given import (
     read_model,
     read_program,
 )
-from convfactor.cli.messages import say
+from convfactor.cli.messages import listen, note, say
 from convfactor.model.inputs import Inputs
 from convfactor.model.programs import inputs_of
 from convfactor.plans.plan import Plan
 from convfactor.plans.storage import PLAN_FILE, WEIGHTS_FILE
+from convfactor.plans.tables import show, to_text
+from convfactor.progress import Show
 from convfactor.saving.folders import FILES
+from convfactor.terminal import WIDTH
 
 PARTIAL = "partial"
 
 
 def run(options: Namespace) -> None:
     """Run the command that was given; results go to stdout, and to the files that it says."""
+    listen(quiet="quiet" in options and options.quiet)
     {"demo": _demo, "optimize": _optimize, "show": _show}[options.command](options)
 
 
@@ -45,7 +49,7 @@ def _demo(options: Namespace) -> None:
     from convfactor.demo import run  # needs the extra packages of the demo
 
     with workers(options.workers, {"max_drop"}) as executor:
-        run.demo(options.output, options.max_drop, executor)
+        run.demo(options.output, options.max_drop, executor, _shown(options))
 
 
 def _optimize(options: Namespace) -> None:
@@ -66,16 +70,25 @@ def _optimize(options: Namespace) -> None:
             select=[*options.select, *(f"!{pattern}" for pattern in options.skip)] or None,
             calibration=calibration and [moved(b, device, dtype) for b in calibration],
             strict=options.strict,
+            progress=_shown(options),
             checkpoint=output / PARTIAL,
             executor=executor,
         )
     plan.save(output)
-    (output / "table.txt").write_text(f"{plan}\n", encoding="utf-8")
+    (output / "table.txt").write_text(to_text(plan, WIDTH) + "\n", encoding="utf-8")
     plan.to_html(output / "report.html", model)
     written = [PLAN_FILE, WEIGHTS_FILE, "table.txt", "report.html", *_write(fast, calls, output)]
     shutil.rmtree(output / PARTIAL, ignore_errors=True)
-    print(plan)
-    say(f"wrote {', '.join(written)} to {output}")
+    show(plan)
+    note(f"wrote {', '.join(written)} to {output}")
+
+
+def _shown(options: Namespace) -> Show:
+    """How progress is shown; in a pipe by ``logging``, as everything else that is told."""
+    if options.progress == "auto":
+        return False if options.quiet else None
+    chosen: Show = options.progress
+    return chosen
 
 
 def _model(options: Namespace) -> tuple[Any, torch.device, torch.dtype]:
@@ -138,7 +151,7 @@ def workers(count: int, wanted: Collection[str]) -> Iterator[Executor | None]:
 def _show(options: Namespace) -> None:
     """Print a saved plan, and write it in other forms."""
     plan = Plan.load(options.folder)
-    print(plan)
+    show(plan)
     model: Any = None
     if options.model is not None and options.model.endswith(PROGRAM):
         model = read_program(options.model)
@@ -149,4 +162,4 @@ def _show(options: Namespace) -> None:
         if path is not None:
             extra = {"model": model} if name == "html" else {}
             getattr(plan, f"to_{name}")(path, **extra)
-            say(f"wrote {path}")
+            note(f"wrote {path}")

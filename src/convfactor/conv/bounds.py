@@ -25,6 +25,14 @@ class Bounds:
             every size; ``inf`` where the padding allows no such bound.
 
     They are those of the kernels: a bias shift is a constant that comes on top of them.
+
+    Example:
+        >>> import torch
+        >>> from convfactor import Bounds, ConvGeometry
+        >>> residual = torch.full((1, 1, 3, 3), 0.01, dtype=torch.float64)
+        >>> bounds = Bounds.from_residual(residual, 1, ConvGeometry(1, 1, (3, 3)))
+        >>> round(bounds.l_inf, 3)
+        0.09
     """
 
     l_inf: float

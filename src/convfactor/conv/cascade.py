@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -23,6 +24,12 @@ class Stage:
         stride: Step in pixels of the stage's own input.
         dilation: Tap distance in pixels of the stage's own input.
         groups: Number of groups.
+
+    Example:
+        >>> import torch
+        >>> from convfactor import Stage
+        >>> Stage(torch.ones(4, 2, 3, 3), groups=2).shape.in_channels
+        4
     """
 
     weight: Tensor
@@ -51,6 +58,13 @@ class Cascade:
     Attributes:
         stages: The stages, first applied first.
         offset: (row, col) of the equivalent kernel's corner relative to the original's.
+
+    Example:
+        >>> import torch
+        >>> from convfactor import Cascade, Stage
+        >>> box = Stage(torch.ones(1, 1, 3, 3))
+        >>> Cascade((box, box)).compose()[0, 0, 2].tolist()
+        [3.0, 6.0, 9.0, 6.0, 3.0]
     """
 
     stages: tuple[Stage, ...]
@@ -166,6 +180,18 @@ class Cascade:
         count = first.weight.shape[1] * first.groups // groups
         eye = torch.eye(count, dtype=torch.float64, device=first.weight.device)
         return eye.expand(groups, -1, -1)[..., None, None]
+
+
+class Factorized(Protocol):
+    """What a factorization hands to a layer."""
+
+    @property
+    def cascade(self) -> Cascade:
+        """The cascade that replaces the kernel."""
+
+    @property
+    def bias_shift(self) -> Tensor:
+        """Change of the bias, (C_out,)."""
 
 
 def _blocks(stage: Stage, groups: int) -> Tensor:

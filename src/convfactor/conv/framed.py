@@ -22,6 +22,15 @@ class CascadeConvNd(nn.Module):
     Args:
         plain: The cascade of the plain convolution of images.
         form: How the convolution is that one.
+
+    Example:
+        >>> import torch
+        >>> from convfactor import optimize
+        >>> model = torch.nn.Sequential(torch.nn.Conv1d(8, 8, 9, padding=4))
+        >>> _ = torch.nn.init.ones_(model[0].weight)
+        >>> fast, plan = optimize(model, torch.rand(1, 8, 64), objective="macs", progress=False)
+        >>> fast[0].kernel_size, len(fast[0].stages)
+        ((9,), 3)
     """
 
     def __init__(self, plain: CascadeConv2d, form: Form) -> None:

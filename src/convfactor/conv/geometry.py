@@ -48,6 +48,13 @@ class ConvGeometry:
         dilation: Distance of neighbouring taps in input pixels.
         groups: Number of groups.
         padding_mode: What the added pixels hold, as ``nn.Conv2d`` names it.
+
+    Example:
+        >>> from torch import nn
+        >>> from convfactor import ConvGeometry
+        >>> geometry = ConvGeometry.from_conv(nn.Conv2d(8, 16, 5, stride=2, padding=2))
+        >>> geometry.macs, geometry.output_size(32, 32)
+        (3200, (16, 16))
     """
 
     in_channels: int

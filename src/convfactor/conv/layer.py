@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convfactor.conv import formats
-from convfactor.conv.cascade import Cascade
+from convfactor.conv.cascade import Cascade, Factorized
 from convfactor.conv.fitting import Zeros, check_fit, kernel_on_taps
 from convfactor.conv.forms import PLAIN
 from convfactor.conv.geometry import ConvGeometry
@@ -19,18 +19,6 @@ from convfactor.conv.structure import Structure
 from convfactor.conv.weights import ComposedWeight
 
 _FORMATS = ("memory_format", "output_format")
-
-
-class Factorized(Protocol):
-    """What a factorization hands to a layer."""
-
-    @property
-    def cascade(self) -> Cascade:
-        """The cascade that replaces the kernel."""
-
-    @property
-    def bias_shift(self) -> Tensor:
-        """Change of the bias, (C_out,)."""
 
 
 L = TypeVar("L", bound="CascadeConv2d")
@@ -60,6 +48,14 @@ class CascadeConv2d(nn.Module):
 
     Raises:
         ValueError: ``structure`` does not fit ``geometry``, or a format is not one of images.
+
+    Example:
+        >>> import torch
+        >>> from convfactor import Cascade, CascadeConv2d, Stage
+        >>> conv, box = torch.nn.Conv2d(1, 1, 5, padding=2), Stage(torch.ones(1, 1, 3, 3))
+        >>> layer = CascadeConv2d.from_conv(conv, Cascade((box, box)))
+        >>> layer(torch.rand(1, 1, 16, 16)).shape
+        torch.Size([1, 1, 16, 16])
     """
 
     form = PLAIN

@@ -37,6 +37,14 @@ class Moments:
         kernel_size: Taps of the layer's kernel.
         margin: Taps added on every side (vertical, horizontal).
         count: Patches seen.
+
+    Example:
+        >>> import torch
+        >>> from convfactor import Moments
+        >>> conv = torch.nn.Conv2d(1, 1, 5, padding=2)
+        >>> moments = Moments.from_inputs(conv, [torch.rand(2, 1, 32, 32) for _ in range(3)])
+        >>> moments.covariance.shape
+        torch.Size([1, 25, 25])
     """
 
     mean: Tensor

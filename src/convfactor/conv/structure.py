@@ -22,6 +22,11 @@ class StageShape:
         stride: Step in pixels of the stage's own input.
         dilation: Tap distance in pixels of the stage's own input.
         groups: Number of groups.
+
+    Example:
+        >>> from convfactor import StageShape
+        >>> StageShape(3, 8, 3).weight_shape
+        (8, 3, 3, 3)
     """
 
     in_channels: int
@@ -49,6 +54,12 @@ class Structure:
     Attributes:
         stages: The stages, first applied first.
         offset: (row, col) of the equivalent kernel's corner relative to the original's.
+
+    Example:
+        >>> from convfactor import StageShape, Structure
+        >>> structure = Structure((StageShape(3, 8, 3), StageShape(8, 16, 3)))
+        >>> print(structure, structure.span, structure.macs)
+        3x3 3x3 (8) (5, 5) 1368
     """
 
     stages: tuple[StageShape, ...]

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import sys
 from concurrent.futures import Executor
 from pathlib import Path
 
 import torch
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
 import convfactor
 from convfactor.demo import network, photographs
+from convfactor.plans.tables import show
+from convfactor.progress import Show
+from convfactor.terminal import console, width
 
 RIM = 6
 DETAIL = (slice(24, 204), slice(150, 330))
 
 
-def demo(output: Path, max_drop: float, executor: Executor | None = None) -> None:
+def demo(
+    output: Path, max_drop: float, executor: Executor | None = None, progress: Show = None
+) -> None:
     """Optimize the demo's network on its training photographs and judge it on the others.
 
     The network may lose some PSNR on two of those with sharp edges, to which nothing is fitted.
@@ -30,6 +35,7 @@ def demo(output: Path, max_drop: float, executor: Executor | None = None) -> Non
         output: Folder for the plan, the report and the picture.
         max_drop: By how many dB the network may get worse.
         executor: Where to solve; None does so in this process.
+        progress: How progress is shown, as for ``convfactor.optimize``.
 
     Raises:
         ImportError: The packages of the extra ``demo`` are missing.
@@ -51,16 +57,17 @@ def demo(output: Path, max_drop: float, executor: Executor | None = None) -> Non
         max_drop=max_drop,
         calibration=[photographs.degrade(picture) for picture in training.values()],
         executor=executor,
+        progress=progress,
     )
     plan.save(output)
     plan.to_html(output / "report.html", model)
-    print(plan)
+    show(plan)
     print()
     with torch.no_grad():
         results = {
             name: (x, model(x).clamp(0, 1), fast(x).clamp(0, 1)) for name, x in inputs.items()
         }
-    Console(width=100).print(_quality(testing, results))
+    console(sys.stdout, width()).print(_quality(testing, results))
     picture = output / "comparison.png"
     _draw(testing["astronaut"], results["astronaut"], picture)
     parameters = [sum(p.numel() for p in m.parameters()) for m in (model, fast)]
@@ -96,6 +103,8 @@ def _draw(true: Tensor, results: tuple[Tensor, Tensor, Tensor], path: Path) -> N
     """Save a detail of the input, both outputs and their difference."""
     from matplotlib.figure import Figure
 
+    from convfactor.plots import SIGNED
+
     degraded, original, optimized = (x[0, 0][DETAIL].numpy() for x in results)
     scores = [photographs.psnr(y, true, RIM) for y in results]
     figure = Figure(figsize=(13, 3.9), layout="constrained")
@@ -109,7 +118,7 @@ def _draw(true: Tensor, results: tuple[Tensor, Tensor, Tensor], path: Path) -> N
         axis.imshow(image, cmap="gray", vmin=0, vmax=1)
         axis.set_title(title)
     limit = 0.1
-    shown = axes[3].imshow(optimized - original, cmap="RdBu", vmin=-limit, vmax=limit)
+    shown = axes[3].imshow(optimized - original, cmap=SIGNED, vmin=-limit, vmax=limit)
     axes[3].set_title("optimized - original")
     figure.colorbar(shown, ax=axes[3], shrink=0.85)
     for axis in axes:

@@ -177,6 +177,7 @@ class Factorizer:
             residual=residual.flatten(0, 1),
             origin=problem.origin,
             geometry=self.kernel,
+            calibrated=self.moments is not None,
             exact=exact,
         )
 

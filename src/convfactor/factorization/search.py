@@ -115,7 +115,9 @@ class Ladder(Generic[R, A]):
     def finished(self) -> A:
         """The solution that was found, with full effort."""
         assert self._found is not None
-        if not self._budget.used_up():
+        # More effort does nothing for a chain that is exact.
+        known = self._rungs[self._found].is_chain and self._best(self._found).exact
+        if not known and not self._budget.used_up():
             self._attempt(self._found, "full")
         return self._best(self._found)
 

@@ -27,6 +27,7 @@ class Inputs:
 
     Example:
         >>> import torch
+        >>> from convfactor import Inputs
         >>> Inputs(torch.zeros(1, 3, 64, 64), scale=2).times(3).weight
         3.0
     """

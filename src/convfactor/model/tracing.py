@@ -62,6 +62,7 @@ def trace(model: nn.Module, example_inputs: Any = None) -> GraphModule:
 
     Example:
         >>> import torch
+        >>> from convfactor.fx import trace
         >>> graph = trace(torch.nn.Sequential(torch.nn.Conv2d(1, 1, 5), torch.nn.ReLU()))
         >>> [node.target for node in graph.graph.nodes]
         ['input', '0', '1', 'output']

@@ -18,6 +18,7 @@ from convfactor.planning.job import Job
 from convfactor.planning.quality import Evaluate
 from convfactor.plans.plan import Plan
 from convfactor.plans.settings import Settings
+from convfactor.progress import Show, check_progress
 
 M = TypeVar("M", nn.Module, ExportedProgram)
 
@@ -40,7 +41,7 @@ def plan(
     structures: Literal["auto", "cascade"] = Settings.structures,
     strict: bool = False,
     seed: int = Settings.seed,
-    progress: bool | None = None,
+    progress: Show = None,
     checkpoint: str | os.PathLike[str] | None = None,
     time_limit: float | None = None,
     executor: Executor | None = None,
@@ -87,7 +88,9 @@ def plan(
             pair Kx1, 1xK, and depthwise or narrow large stages between 1x1 ones.
         strict: Raise where a layer misses the tolerance, or nothing is within the model's budget.
         seed: Seed of everything drawn at random.
-        progress: Show progress on stderr; None does so on a terminal.
+        progress: True draws bars on stderr where that is a terminal, and elsewhere writes a line
+            there every ten seconds; "bar" and "lines" choose one of them, False shows nothing. None
+            draws bars on a terminal, and gives the lines to "convfactor.progress" of ``logging``.
         checkpoint: Folder that keeps what is found as it is found; an interrupted run with the
             same arguments goes on from there.
         time_limit: Seconds after which the best plan so far is taken, where there is a budget for
@@ -107,6 +110,16 @@ def plan(
             tensor, ``calibration`` is not an iterable of batches, ``select`` is neither a pattern
             nor a function, ``evaluate`` is not a function, or ``checkpoint`` is not a path.
         ToleranceError: ``strict``, and the budget is missed.
+
+    Example:
+        >>> import torch
+        >>> import convfactor
+        >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 1, 7), torch.nn.Conv2d(1, 1, 3))
+        >>> _ = torch.nn.init.ones_(net[0].weight)
+        >>> image = torch.rand(1, 1, 32, 32)
+        >>> plan = convfactor.plan(net, image, 1e-4, objective="macs", progress=False)
+        >>> [entry.name for entry in plan.entries if entry.replaced], type(net[0]).__name__
+        (['0'], 'Conv2d')
     """
     job = _job(
         model,
@@ -115,6 +128,7 @@ def plan(
         evaluate,
         refine,
         time_limit,
+        progress,
         select=select,
         checkpoint=checkpoint,
         executor=executor,
@@ -149,28 +163,88 @@ def optimize(
     structures: Literal["auto", "cascade"] = Settings.structures,
     strict: bool = False,
     seed: int = Settings.seed,
-    progress: bool | None = None,
+    progress: Show = None,
     checkpoint: str | os.PathLike[str] | None = None,
     time_limit: float | None = None,
     executor: Executor | None = None,
 ) -> tuple[M, Plan]:
     """Make a copy of a trained model whose large-kernel convolutions run faster.
 
-    The model is planned (see ``plan`` for the arguments and errors), a copy is rewritten, and the
-    copy is compared with the original on held-out inputs; replacements that do not make the whole
-    faster are undone. The plan says what was done and why.
+    The model is planned, a copy is rewritten, and the copy is compared with the original on
+    held-out inputs; replacements that do not make the whole faster are undone. The plan says what
+    was done and why.
+
+    Args:
+        model: A trained model that runs on ``example_inputs``; it is analysed as a copy in
+            evaluation mode. Or a program that ``torch.export`` made of one in evaluation mode.
+        example_inputs: A tensor, a tuple of arguments, or a mapping of keyword arguments such as
+            a BatchFeature, of the shapes, dtype and device that the model will be used with. Or a
+            list of calls, ``[Inputs(x), Inputs(y, mask=m).times(3)]``, whose times are summed.
+            Calibration batches that reach layers which no call reaches are added to them. None
+            for those that an exported program holds.
+        tolerance: Largest relative error of a layer: root mean square of the output's error over
+            the output's standard deviation, on data that the fit has not seen. 0.01 where no
+            budget is given.
+        model_tolerance: The same for the outputs of the model.
+        evaluate: Function that says how good a model is, such as its accuracy or PSNR on labelled
+            data that is not in the calibration; called with the model and with rewritten ones.
+        max_drop: By how much ``evaluate`` may get worse, in its own unit.
+        higher_is_better: Whether a good model has a high value.
+        calibration: Batches as the model takes them, varied, such as a list or a DataLoader; a
+            quarter is kept to verify. Labels, which stand beside what looks like the example
+            inputs, are dropped, and the plan says so. Without batches the error is that of the
+            weights (white noise).
+        refine: Train what is replaced so that the model gives what the original gives; needs no
+            labels. None does so where there are a budget for the model and calibration data.
+        select: Layers that may be replaced; the others are kept. A glob for their names or those
+            of modules around them, such as "*.stem" ("!head" leaves out), a compiled regular
+            expression that matches the whole name, a list of these, or a function (name, module)
+            that says so.
+        min_kernel_size: Longer side from which a kernel counts as large.
+        objective: "latency" decides by measured time, "macs" by multiplies and without a clock.
+        min_speedup: Speed-up of a layer from which a replacement is worth it.
+        structures: "cascade" tries dense stages of at most 3x3 only; "auto" also the separable
+            pair Kx1, 1xK, and depthwise or narrow large stages between 1x1 ones.
+        strict: Raise where a layer misses the tolerance, or nothing is within the model's budget.
+        seed: Seed of everything drawn at random.
+        progress: True draws bars on stderr where that is a terminal, and elsewhere writes a line
+            there every ten seconds; "bar" and "lines" choose one of them, False shows nothing. None
+            draws bars on a terminal, and gives the lines to "convfactor.progress" of ``logging``.
+        checkpoint: Folder that keeps what is found as it is found; an interrupted run with the
+            same arguments goes on from there.
+        time_limit: Seconds after which the best plan so far is taken, where there is a budget for
+            the model; the first choice is always finished. None for no limit.
+        executor: Solves the layers of a model with a budget in other processes, for instance a
+            ``concurrent.futures.ProcessPoolExecutor``; the answers are the same. None does so here.
 
     Returns:
         The faster model and the plan; where nothing is gained, an unchanged copy and the reasons.
         Of an exported program, one with the same signature, dynamic shapes and dialect; parameters
         of layers that stay keep their names.
 
+    Raises:
+        ValueError: An argument is out of range, two budgets are given, the model does not run on
+            the example inputs, was exported in training mode or can't be exported again, its
+            weights are not finite or not loaded, the calibration does not fit, a pattern of
+            ``select`` matches no layer, or ``evaluate`` fails.
+        TypeError: ``model`` is not a module whose layers can be seen, ``example_inputs`` holds no
+            tensor, ``calibration`` is not an iterable of batches, ``select`` is neither a pattern
+            nor a function, ``evaluate`` is not a function, or ``checkpoint`` is not a path.
+        ToleranceError: ``strict``, and the budget is missed.
+
     Example:
         >>> import torch
-        >>> net = torch.nn.Sequential(torch.nn.Conv2d(8, 8, 3), torch.nn.ReLU())
-        >>> fast, plan = optimize(net, torch.zeros(1, 8, 16, 16), tolerance=0.01)
-        >>> print(plan)
-        no convolution with a kernel of 5 or more taps on a side; the model is unchanged
+        >>> from convfactor import optimize
+        >>> net = torch.nn.Sequential(torch.nn.Conv2d(4, 4, 7, padding=3), torch.nn.ReLU())
+        >>> _ = torch.nn.init.constant_(net[0].weight, 0.1)  # in place of training
+        >>> image = torch.rand(1, 4, 32, 32)
+        >>> fast, plan = optimize(
+        ...     net, image, 1e-4, objective="macs", structures="cascade", progress=False
+        ... )
+        >>> [(entry.name, str(entry.decision.structure), entry.reason) for entry in plan.entries]
+        [('0', '3x3 3x3 3x3 (1, 1)', '9.68x fewer multiplies')]
+        >>> type(fast[0]).__name__, torch.allclose(fast(image), net(image), rtol=1e-3)
+        ('CascadeConv2d', True)
     """
     job = _job(
         model,
@@ -179,6 +253,7 @@ def optimize(
         evaluate,
         refine,
         time_limit,
+        progress,
         select=select,
         checkpoint=checkpoint,
         executor=executor,
@@ -203,6 +278,7 @@ def _job(
     evaluate: Evaluate | None,
     refine: bool | None,
     time_limit: float | None,
+    progress: Show,
     *,
     select: Select | None,
     checkpoint: str | os.PathLike[str] | None,
@@ -211,6 +287,7 @@ def _job(
 ) -> Job:
     """Check the arguments."""
     check_budget(evaluate, executor)
+    check_progress(progress)
     whole = asked["model_tolerance"] is not None or asked["max_drop"] is not None
     settings = Settings(
         **asked,

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from convfactor.plans import outcome, report, words
+from convfactor.pictures import colours
+from convfactor.pictures.kernels import Channels, Picture, strongest, weight_error
+from convfactor.pictures.markup import filled
+from convfactor.plans import hints, outcome, report, words
 from convfactor.plans.decisions import Decisions, Entry, Replaced
-from convfactor.plans.pictures import LEVELS, Channels, Picture, strongest
 from convfactor.plans.spending import Spending
-
-# Blue for negative and orange for positive values, which colour-blind people tell apart; zero
-# takes the colour of the page, and both ends differ from it in lightness.
-LIGHT = ((8, 64, 129), (107, 167, 209), (244, 244, 241), (241, 155, 84), (146, 52, 3))
-DARK = ((176, 219, 255), (47, 122, 184), (38, 43, 50), (190, 98, 22), (255, 208, 150))
 
 
 @dataclass(frozen=True)
@@ -33,6 +28,7 @@ class Layer:
         bars: Times before and after, in per cent of the longest of the page; None where untimed.
         channels: Its strongest kernels.
         bias_shift: Largest change of the bias; None where nothing is replaced by a cascade.
+        weight_error: Relative error of the weights; None where the original is not known.
     """
 
     number: int
@@ -41,6 +37,7 @@ class Layer:
     bars: tuple[float, float] | None
     channels: list[Channels]
     bias_shift: float | None
+    weight_error: float | None
 
 
 @dataclass(frozen=True)
@@ -88,24 +85,15 @@ def to_html(plan: Decisions, originals: Mapping[int, Tensor]) -> str:
         originals: Original kernels, (C_out, C_in/groups, kH, kW), by index of the entry; may be
             empty.
     """
-    import jinja2  # slow to load, and only pages need it
-    from markupsafe import Markup
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("convfactor.plans"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["breakable"] = lambda name: Markup("<wbr>").join(
-        re.split(r"(?<=[._/])(?=.)", name)
-    )
-    environment.filters["spread"] = words.spread
-    environment.filters["size"] = lambda sizes: "x".join(map(str, sizes))
-    template = environment.get_template("report.html")
-    ramp = torch.linspace(-1, 1, 2 * LEVELS + 1)
-    return template.render(
+    ramp = torch.linspace(-1, 1, 2 * colours.LEVELS + 1)
+    return filled(
+        "convfactor.plans",
+        "report.html",
+        {
+            "spread": words.spread,
+            "percent": words.percent,
+            "size": lambda sizes: "x".join(map(str, sizes)),
+        },
         plan=plan,
         layers=_layers(plan, originals),
         replaced=report.replaced(plan),
@@ -114,11 +102,12 @@ def to_html(plan: Decisions, originals: Mapping[int, Tensor]) -> str:
         output_error=None if plan.whole is None else outcome.output_error(plan.whole),
         budget=outcome.budget(plan.settings),
         spent=outcome.spent(plan),
+        hints=hints.hints(plan),
         frontier=None if plan.spending is None else Frontier.of(plan.spending),
         isfinite=math.isfinite,
         with_originals=bool(originals),
-        light=_colours(LIGHT),
-        dark=_colours(DARK),
+        light=colours.ramp(colours.LIGHT),
+        dark=colours.ramp(colours.DARK),
         ramp=Picture.draw("", "", ramp[None], 1.0, 8),
     )
 
@@ -135,21 +124,11 @@ def _layers(plan: Decisions, originals: Mapping[int, Tensor]) -> list[Layer]:
             scale = 100 / (max(times) or 1)
             bars = scale * cost.before.median, scale * cost.after.median
         channels: list[Channels] = []
-        shift = None
+        shift = off = None
         if isinstance(decision, Replaced) and geometry is not None:
             channels = strongest(decision.cascade, geometry, originals.get(i))
             shift = float(decision.bias_shift.abs().max())
-        layers.append(Layer(i + 1, entry, report.row(entry), bars, channels, shift))
+            if i in originals:
+                off = weight_error(decision.cascade, geometry, originals[i])
+        layers.append(Layer(i + 1, entry, report.row(entry), bars, channels, shift, off))
     return layers
-
-
-def _colours(anchors: Sequence[tuple[int, int, int]]) -> dict[str, str]:
-    """Colours of the levels, between anchors at equal distances."""
-    stops = torch.tensor(anchors, dtype=torch.float64).T[None]
-    size = 2 * LEVELS + 1
-    ramp = F.interpolate(stops, size=size, mode="linear", align_corners=True)[0].T.round().int()
-    names = [f"{'p' if n > 0 else 'n'}{abs(n)}" for n in range(-LEVELS, LEVELS + 1)]
-    names[LEVELS] = "zero"
-    return {
-        name: "#" + bytes(colour).hex() for name, colour in zip(names, ramp.tolist(), strict=True)
-    }

@@ -19,16 +19,17 @@ from convfactor.model.copies import copied
 from convfactor.model.formats import channels_last
 from convfactor.model.reasons import Reason
 from convfactor.model.rewrite import Exchange
-from convfactor.plans import pages, records, report, reverting, storage
-from convfactor.plans.decisions import Decisions, Entry, Kept, Replaced, Swapped
+from convfactor.plans import pages, records, reverting, storage, tables
+from convfactor.plans.decisions import Entry, Kept, Replaced, Swapped
 from convfactor.plans.selection import matching, merged
+from convfactor.plans.views import Views
 
 L = TypeVar("L", bound=CascadeConv2d)
 LEFT_OUT = "left out of the plan"
 
 
-@dataclass(frozen=True, eq=False)
-class Plan(Decisions):
+@dataclass(frozen=True, eq=False, repr=False)
+class Plan(Views):
     """Decisions on every large kernel of one model; printing it gives the report.
 
     Attributes:
@@ -39,6 +40,19 @@ class Plan(Decisions):
         whole: The whole model before and after; None where nothing was applied.
         spending: What became of a budget for the whole model; None where each layer had its own.
         calls: The calls that stand for the use of the model; times are those of all of them.
+
+    Example:
+        >>> import torch
+        >>> from convfactor import plan
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(1, 1, 7), torch.nn.Conv2d(1, 1, 5))
+        >>> _ = torch.nn.init.ones_(model[0].weight)
+        >>> decided = plan(
+        ...     model, torch.rand(1, 1, 16, 16), 1e-4, objective="macs", select="0", progress=False
+        ... )
+        >>> [(entry.name, entry.replaced) for entry in decided.entries]
+        [('0', True), ('1', False)]
+        >>> type(decided.apply(model)[0]).__name__
+        'CascadeConv2d'
     """
 
     @overload
@@ -213,8 +227,8 @@ class Plan(Decisions):
         return functools.reduce(lambda plan, i: plan.keeping(i, LEFT_OUT), indices, start)
 
     def __str__(self) -> str:
-        """Table of the decisions with the whole model under it."""
-        return report.to_text(self)
+        """Table of the decisions with the whole model under it, as wide as the terminal."""
+        return tables.to_text(self)
 
     def to_html(
         self,
@@ -237,17 +251,6 @@ class Plan(Decisions):
         return storage.written(
             pages.to_html(self, {} if model is None else self._kernels(model)), path
         )
-
-    def to_markdown(self, path: str | os.PathLike[str] | None = None) -> str:
-        """Make a table of GitHub's Markdown with what ``print`` shows, and write it to a file."""
-        return storage.written(report.to_markdown(self), path)
-
-    def to_csv(self, path: str | os.PathLike[str] | None = None) -> str:
-        """Make a table for other programs, one line per decision, and write it to a file.
-
-        Numbers have full precision, times are in seconds, and what is unknown is empty.
-        """
-        return storage.written(report.to_csv(self), path)
 
     def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
         """Make the record that ``save`` keeps beside the weights, and write it to a file."""

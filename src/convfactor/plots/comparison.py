@@ -14,8 +14,11 @@ from torch import Tensor
 from convfactor.conv.cascade import Cascade
 from convfactor.conv.geometry import Pair, pair
 from convfactor.factorization.factorization import Factorization
+from convfactor.plans.decisions import Entry, Replaced
+from convfactor.plans.words import percent
 
 Kernel: TypeAlias = Tensor | NDArray[Any]
+Source: TypeAlias = Cascade | Factorization | Entry
 Array: TypeAlias = NDArray[np.float64]
 
 
@@ -29,7 +32,8 @@ class Comparison:
         channels: How many there are of both.
         target: (height, width) of the weight.
         composed: (height, width) of the cascade.
-        error: Relative error over all channels.
+        error: Relative error of the weights, over all channels.
+        measured: Relative error of the output for the data of a calibration; None without one.
     """
 
     cascade: Cascade
@@ -38,24 +42,15 @@ class Comparison:
     target: Array
     composed: Array
     error: float
+    measured: float | None
 
     @classmethod
     def read(
-        cls,
-        target: Kernel,
-        cascade: Cascade | Factorization,
-        channel: Pair | None,
-        dilation: int | Pair,
+        cls, target: Kernel, source: Source, channel: Pair | None, dilation: int | Pair | None
     ) -> Comparison:
         """Check the arguments, and extend both kernels with zeros to the window of both."""
-        if isinstance(cascade, Factorization):
-            cascade = cascade.cascade
-        if not isinstance(cascade, Cascade):
-            raise TypeError(
-                "cascade must be a convfactor.Cascade or Factorization, got "
-                f"{type(cascade).__name__}; the target comes first, then the cascade"
-            )
-        weight = _four_dimensional(target)
+        cascade, own, measured = _told(source)
+        weight = _four_dimensional(_plain(target, source))
         composed = as_array(cascade.compose())
         channels = (weight.shape[0], weight.shape[1])
         if channels != composed.shape[:2]:
@@ -63,7 +58,7 @@ class Comparison:
                 "target must have the cascade's channels (C_out, C_in/groups) = "
                 f"{tuple(composed.shape[:2])}, got {channels}"
             )
-        weight = _spread(weight, pair(dilation, "dilation"))
+        weight = _spread(weight, own if dilation is None else pair(dilation, "dilation"))
         if channel is None:
             energy = np.square(weight).sum((2, 3))
             channel = divmod(int(energy.argmax()), channels[1])
@@ -79,11 +74,13 @@ class Comparison:
         power = float(np.linalg.norm(wanted))
         wrong = float(np.linalg.norm(made - wanted))
         error = wrong / power if power else math.inf if wrong else 0.0
-        return cls(cascade, channel, channels, wanted[channel], made[channel], error)
+        return cls(cascade, channel, channels, wanted[channel], made[channel], error, measured)
 
     def __str__(self) -> str:
-        """Name the channel where there are several, and the error of all of them."""
+        """Name the channel where there are several, and the errors of all of them."""
         text = f"relative error {self.error:.2g}"
+        if self.measured is not None:
+            text = f"output error {percent(self.measured)}, of the weights {percent(self.error)}"
         if self.channels == (1, 1):
             return text
         return (
@@ -100,6 +97,46 @@ def as_array(tensor: Tensor) -> Array:
 def largest_magnitude(*arrays: Array) -> float:
     """Where to end a colour scale: 1 where everything is zero."""
     return max(float(np.abs(array).max()) for array in arrays) or 1.0
+
+
+def _told(source: Source) -> tuple[Cascade, Pair, float | None]:
+    """The cascade, its dilation, and the calibrated error where there is one."""
+    if isinstance(source, Cascade):
+        return source, (1, 1), None
+    if isinstance(source, Factorization):
+        measured = source.error if source.calibrated else None
+        return source.cascade, source.geometry.dilation, measured
+    if not isinstance(source, Entry):
+        raise TypeError(
+            "cascade must be a convfactor.Cascade or Factorization, or an entry of a plan, got "
+            f"{type(source).__name__}; the target comes first, then the cascade"
+        )
+    decision, geometry = source.decision, source.subject.geometry
+    if not isinstance(decision, Replaced) or geometry is None:
+        raise ValueError(
+            f"cascade must be an entry of a plan with a cascade in the layer's place, but "
+            f"{source.name!r} has none ({source.reason}); plan.replaced has the indices of those "
+            "that were replaced"
+        )
+    return decision.cascade, geometry.dilation, None if decision.errors is None else decision.error
+
+
+def _plain(target: Kernel, source: Source) -> Kernel:
+    """The weight of the plain convolution that a planned layer is.
+
+    A normalization that a plan has folded into a layer is not in the layer's weight.
+    """
+    if not isinstance(source, Entry) or source.subject.geometry is None:
+        return target
+    subject = source.subject
+    if subject.norm:
+        raise ValueError(
+            f"target can't be compared with {source.name!r}, into which {subject.norm!r} is "
+            "folded; plan.to_html(path, model) draws both"
+        )
+    if subject.form.is_plain or not isinstance(target, Tensor):
+        return target
+    return subject.form.weight(target, source.subject.geometry.groups)
 
 
 def _four_dimensional(target: Kernel) -> Array:

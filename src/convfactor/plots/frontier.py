@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TypeAlias
 
@@ -15,7 +16,10 @@ from convfactor.plots.style import BLUE, GREY, VERMILION, styled
 from convfactor.scalars import check_fraction
 
 FLOOR = 1e-17  # where an error of exactly 0 is drawn, on the logarithmic axis
-STEPS = range(1, 25)  # of labels above and below their points, each 8 typographic points
+POINT, CHOSEN = 8, 13  # typographic points that a point takes, and the mark on the chosen one
+FAR = 10  # typographic points from which a line leads from a point to its label
+PLACES = [(6, 7), (-6, -7), (8, 0), (-8, 0), (6, -7), (-6, 7)]  # of labels beside their points
+PLACES += [(9 * side, up * 8 * step) for step in range(2, 25) for up in (1, -1) for side in (1, -1)]
 
 Point: TypeAlias = tuple[float, float]  # cost and error
 
@@ -36,7 +40,8 @@ def plot_frontier(
 
     Args:
         factorizations: At least one; each is labelled with its number of stages, or with the
-            channels between them where these are mixed.
+            channels between them where these are mixed, and by figures alone where the words are
+            those of the one before.
         chosen: Index of the one to mark.
         tolerance: Relative error to draw a line at, above 0 and below 1.
         original: Cost of the original kernel to draw a line at: multiplies per output pixel, or
@@ -47,6 +52,15 @@ def plot_frontier(
     Raises:
         TypeError: ``factorizations`` is something else, such as a single one.
         ValueError: There is none, the times do not match, or an argument is out of range.
+
+    Example:
+        >>> import torch
+        >>> from convfactor import factorize, plots
+        >>> kernel = torch.outer(torch.hann_window(9)[1:8], torch.hann_window(9)[1:8])
+        >>> found = [factorize(kernel, stages=count) for count in (2, 3)]
+        >>> figure = plots.plot_frontier(found, original=49)
+        >>> figure.axes[0].get_ylabel()
+        'relative error'
     """
     _check(factorizations, chosen, tolerance, times)
     unit = 1.0 if times is None else 1e3
@@ -72,7 +86,7 @@ def plot_frontier(
     figure.legend(loc="outside lower center", ncols=3)
     if title is not None:
         axis.set_title(title)
-    _write_labels(figure, points, [_label(f.structure) for f in factorizations])
+    _write_labels(figure, points, _short([_label(f.structure) for f in factorizations]), chosen)
     return figure
 
 
@@ -119,7 +133,7 @@ def _draw_points(axis: Axes, points: Sequence[Point], chosen: int | None) -> Non
         )
     if chosen is not None:
         axis.plot(
-            *points[chosen], "D", markersize=13, markerfacecolor="none",
+            *points[chosen], "D", markersize=CHOSEN, markerfacecolor="none",
             markeredgecolor=VERMILION, markeredgewidth=1.8, label="chosen",
         )  # fmt: skip
 
@@ -133,38 +147,64 @@ def _frontier(points: Sequence[Point]) -> list[Point]:
     return best
 
 
-def _write_labels(figure: Figure, points: Sequence[Point], labels: Sequence[str]) -> None:
-    """Label the points towards the middle, higher or lower where a label or a point is near."""
+def _write_labels(
+    figure: Figure, points: Sequence[Point], labels: Sequence[str], chosen: int | None
+) -> None:
+    """Label the points where a label hides no other one, no point, and if possible no line.
+
+    Right above and left below a point the frontier, which falls, is never near; the further away
+    a label has to go, the later that is tried, and a thin line leads back.
+    """
     figure.draw_without_rendering()  # pixels are known once the layout is
     (axis,) = figure.axes
-    low, high = axis.bbox.y0, axis.bbox.y1
-    dot = figure.dpi / 72
+    room, dot = axis.bbox, figure.dpi / 72
     pixels = axis.transData.transform(points)
-    taken = [Bbox.from_bounds(x - 4 * dot, y - 4 * dot, 8 * dot, 8 * dot) for x, y in pixels]
-    for (x, _), point, label in zip(pixels, points, labels, strict=True):
-        sign = 1 if 2 * x < axis.bbox.x0 + axis.bbox.x1 else -1
+    sizes = [dot * (CHOSEN if i == chosen else POINT) for i in range(len(points))]
+    taken = [
+        Bbox.from_bounds(x - size / 2, y - size / 2, size, size)
+        for (x, y), size in zip(pixels, sizes, strict=True)
+    ]
+    lines = [line.get_transform().transform_path(line.get_path()) for line in axis.lines]
+    for point, label in zip(points, labels, strict=True):
         text = axis.annotate(
-            label, point, (9 * sign, 0), textcoords="offset points", fontsize=8,
-            ha="left" if sign > 0 else "right", va="center", in_layout=False,
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.4},
+            label, point, (0, 0), textcoords="offset points", fontsize=8, va="center",
+            in_layout=False, bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.4},
         )  # fmt: skip
-        rises = [8 * sign * (-step if down else step) for step in STEPS for down in (0, 1)]
-        boxes = {rise: _raised(text.get_window_extent(), rise * dot) for rise in rises}
-        within = [rise for rise, box in boxes.items() if low <= box.y0 and box.y1 <= high]
-        free = (rise for rise in within if not boxes[rise].count_overlaps(taken))
-        rise = next(free, rises[0])
-        text.xyann = (9 * sign, rise)
-        taken.append(boxes[rise])
-        if abs(rise) > 8:
+        best = None
+        for across, up in PLACES:
+            text.set_horizontalalignment("left" if across > 0 else "right")
+            text.xyann = (across, up)
+            box = text.get_window_extent()
+            inside = room.x0 <= box.x0 and box.x1 <= room.x1
+            inside = inside and room.y0 <= box.y0 and box.y1 <= room.y1
+            hidden = box.count_overlaps(taken)
+            crossed = sum(line.intersects_bbox(box, filled=False) for line in lines)
+            fault = (not inside, hidden, crossed if abs(up) < FAR else 0)
+            if best is None or fault < best[0]:
+                best = fault, (across, up), box
+            if not any(fault):
+                break
+        assert best is not None
+        _, (across, up), box = best
+        text.set_horizontalalignment("left" if across > 0 else "right")
+        text.xyann = (across, up)
+        taken.append(box)
+        if abs(up) >= FAR:
             axis.annotate(
-                "", point, (9 * sign, rise), textcoords="offset points", in_layout=False,
+                "", point, (across, up), textcoords="offset points", in_layout=False,
                 arrowprops={"arrowstyle": "-", "color": GREY, "linewidth": 0.6, "shrinkB": 4},
             )  # fmt: skip
 
 
-def _raised(box: Bbox, by: float) -> Bbox:
-    """A box moved up by some pixels."""
-    return Bbox.from_extents(box.x0, box.y0 + by, box.x1, box.y1 + by)
+def _short(labels: Sequence[str]) -> list[str]:
+    """Labels without the words that the one before has as well: ``2 stages``, ``3``, ``4``."""
+    short, last = [], ""
+    for label in labels:
+        found = re.fullmatch(r"(?P<count>\d+) stages|widths? (?P<widths>.+)", label)
+        kind = "" if found is None else str(found.lastgroup)
+        short.append(found[kind] if found is not None and kind == last else label)
+        last = kind
+    return short
 
 
 def _label(structure: Structure) -> str:

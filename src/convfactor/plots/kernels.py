@@ -8,10 +8,16 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from convfactor.conv.cascade import Cascade
 from convfactor.conv.geometry import Pair
-from convfactor.factorization.factorization import Factorization
-from convfactor.plots.comparison import Array, Comparison, Kernel, as_array, largest_magnitude
+from convfactor.pictures.kernels import even_columns, magnification, magnified
+from convfactor.plots.comparison import (
+    Array,
+    Comparison,
+    Kernel,
+    Source,
+    as_array,
+    largest_magnitude,
+)
 from convfactor.plots.style import SIGNED, styled
 
 PANELS_PER_ROW = 6
@@ -20,11 +26,11 @@ PANELS_PER_ROW = 6
 @styled
 def plot_kernels(
     target: Kernel,
-    cascade: Cascade | Factorization,
+    cascade: Source,
     *,
     channel: Pair | None = None,
-    dilation: int | Pair = 1,
-    error_scale: float = 10.0,
+    dilation: int | Pair | None = None,
+    error_scale: float | None = None,
     title: str | None = None,
 ) -> Figure:
     """Show a kernel, the stages of its cascade, what they compose to, and the scaled error.
@@ -36,32 +42,48 @@ def plot_kernels(
 
     Args:
         target: (kH, kW) or (C_out, C_in/groups, kH, kW).
-        cascade: Its cascade, or the factorization that holds it.
+        cascade: Its cascade; the factorization, or the entry of a plan, that holds it.
         channel: (output, input within its group) to show; None for the pair of most energy.
-        dilation: Dilation of the convolution, whose cascade has it in its stages.
-        error_scale: Factor by which the error is enlarged, > 0.
-        title: Of the figure; None for the pair and the relative error of all weights.
+        dilation: Dilation of the convolution, whose cascade has it in its stages; None for that of
+            the factorization or of the planned layer, and 1 for a cascade alone.
+        error_scale: Factor by which the error is enlarged, > 0; None for the largest of 1, 2 and 5
+            times a power of ten with which it stays within the colours. The title names it.
+        title: Of the figure; None for the pair and the error over all channels: that of the output,
+            where it was calibrated, before that of the weights.
 
     Raises:
-        ValueError: The shapes do not fit together, or an argument is out of range.
+        TypeError: An argument is of another type.
+        ValueError: The shapes do not fit together, an argument is out of range, or the entry of a
+            plan has no cascade.
+
+    Example:
+        >>> import torch
+        >>> from convfactor import factorize, plots
+        >>> kernel = torch.ones(7, 7)
+        >>> figure = plots.plot_kernels(kernel, factorize(kernel, stages=2))
+        >>> [axis.get_title() for axis in figure.axes][:1]
+        ['target']
     """
-    if not (error_scale > 0 and math.isfinite(error_scale)):
+    if error_scale is not None and not (error_scale > 0 and math.isfinite(error_scale)):
         raise ValueError(f"error_scale must be a positive number, got {error_scale!r}")
     shown = Comparison.read(target, cascade, channel, dilation)
     stages = _stage_kernels(shown)
     count = len(stages) + 3
-    cols = min(count, PANELS_PER_ROW)
+    cols = even_columns(count, PANELS_PER_ROW)
     rows = math.ceil(count / cols)
-    figure = Figure(figsize=(1.75 * cols + 0.9, 2.2 * rows + 0.3), layout="constrained")
+    figure = Figure(figsize=(1.75 * cols + 0.9, 2.2 * rows + 0.45), layout="constrained")
     axes = figure.subplots(rows, cols, squeeze=False).ravel().tolist()
     for axis in axes:
         axis.set_axis_off()
     first, *between, last_but_one, last = axes[:count]
     limit = largest_magnitude(shown.target, shown.composed)
+    error = shown.composed - shown.target
+    if error_scale is None:
+        error_scale = magnification(float(np.abs(error).max()), limit)
     for axis, name, values in (
         (first, "target", shown.target),
         (last_but_one, "composed", shown.composed),
-        (last, f"error x{error_scale:g}", error_scale * (shown.composed - shown.target)),
+        (last, magnified(error_scale), error_scale * error),
     ):
         image = axis.imshow(values, cmap=SIGNED, vmin=-limit, vmax=limit)
         axis.set_title(name)

@@ -35,6 +35,16 @@ def plot_plan(plan: Plan) -> Figure:
 
     Raises:
         TypeError: ``plan`` is something else.
+
+    Example:
+        >>> import torch
+        >>> import convfactor
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(1, 1, 7))
+        >>> _ = torch.nn.init.ones_(model[0].weight)
+        >>> image = torch.rand(1, 1, 16, 16)
+        >>> plan = convfactor.plan(model, image, objective="macs", progress=False)
+        >>> convfactor.plots.plot_plan(plan).axes[0].get_xlabel()
+        'multiplies per output pixel'
     """
     if not isinstance(plan, Plan):
         raise TypeError(

@@ -7,10 +7,8 @@ from typing import Literal
 import numpy as np
 from matplotlib.figure import Figure
 
-from convfactor.conv.cascade import Cascade
 from convfactor.conv.geometry import Pair
-from convfactor.factorization.factorization import Factorization
-from convfactor.plots.comparison import Array, Comparison, Kernel, largest_magnitude
+from convfactor.plots.comparison import Array, Comparison, Kernel, Source, largest_magnitude
 from convfactor.plots.style import MAGNITUDE, styled
 
 DECIBELS = 80.0
@@ -19,10 +17,10 @@ DECIBELS = 80.0
 @styled
 def plot_response(
     target: Kernel,
-    cascade: Cascade | Factorization,
+    cascade: Source,
     *,
     channel: Pair | None = None,
-    dilation: int | Pair = 1,
+    dilation: int | Pair | None = None,
     size: int = 64,
     scale: Literal["log", "linear"] = "log",
     title: str | None = None,
@@ -31,16 +29,28 @@ def plot_response(
 
     Args:
         target: (kH, kW) or (C_out, C_in/groups, kH, kW).
-        cascade: Its cascade, or the factorization that holds it.
+        cascade: Its cascade; the factorization, or the entry of a plan, that holds it.
         channel: (output, input within its group) to show; None for the pair of most energy.
-        dilation: Dilation of the convolution, whose cascade has it in its stages.
+        dilation: Dilation of the convolution, whose cascade has it in its stages; None for that of
+            the factorization or of the planned layer, and 1 for a cascade alone.
         size: Frequencies per axis; the kernels are extended with zeros to it.
         scale: "log" shows decibels below the target's largest magnitude, all on one scale;
             "linear" shows magnitudes, the difference on a scale of its own.
-        title: Of the figure; None for the pair and the relative error of all weights.
+        title: Of the figure; None for the pair and the error over all channels: that of the output,
+            where it was calibrated, before that of the weights.
 
     Raises:
-        ValueError: The shapes do not fit together, or an argument is out of range.
+        TypeError: An argument is of another type.
+        ValueError: The shapes do not fit together, an argument is out of range, or the entry of a
+            plan has no cascade.
+
+    Example:
+        >>> import torch
+        >>> from convfactor import factorize, plots
+        >>> kernel = torch.ones(7, 7)
+        >>> figure = plots.plot_response(kernel, factorize(kernel, stages=2))
+        >>> [axis.get_title() for axis in figure.axes][:3]
+        ['target', 'cascade', 'difference']
     """
     if scale not in ("log", "linear"):
         raise ValueError(f"scale must be 'log' or 'linear', got {scale!r}")

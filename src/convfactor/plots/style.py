@@ -8,7 +8,10 @@ from typing import Any, ParamSpec
 
 import matplotlib
 from cycler import cycler
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+
+from convfactor.pictures.colours import LIGHT, hexadecimal
 
 Arguments = ParamSpec("Arguments")
 
@@ -17,7 +20,7 @@ ORANGE, SKY, GREEN, BLUE, VERMILION, PURPLE = (
     "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7",
 )  # fmt: skip
 GREY = "#8C8C8C"
-SIGNED = "PuOr_r"  # orange above zero, purple below
+SIGNED = LinearSegmentedColormap.from_list("convfactor signed", [hexadecimal(c) for c in LIGHT])
 MAGNITUDE = "cividis"
 
 STYLE: Any = {

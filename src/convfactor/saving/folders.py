@@ -49,6 +49,16 @@ def save(model: nn.Module, folder: str | os.PathLike[str]) -> None:
         ValueError: It holds what can't be written without pickle, or ``folder`` holds weights
             that ``from_pretrained`` would take for those of this model.
         OSError: The disk is full, or may not be written; an older version stays as it was.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from torch import nn
+        >>> from convfactor import save
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save(nn.Conv2d(1, 1, 5), folder)
+        ...     sorted(file.name for file in Path(folder).iterdir())
+        ['convfactor.json', 'convfactor.safetensors']
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {kind_of(model)}")
@@ -85,6 +95,17 @@ def load(folder: str | os.PathLike[str], model: nn.Module) -> nn.Module:
         FileNotFoundError: The folder does not hold a model.
         ValueError: The files are damaged, were changed, or are of another format.
         PlanMismatchError: ``model`` is of another class, or was made with other arguments.
+
+    Example:
+        >>> import tempfile
+        >>> from torch import nn
+        >>> from convfactor import load, save
+        >>> fast = nn.Conv2d(1, 1, 5)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save(fast, folder)
+        ...     again = load(folder, nn.Conv2d(1, 1, 5))
+        >>> again.weight.equal(fast.weight)
+        True
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {kind_of(model)}")

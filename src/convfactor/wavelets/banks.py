@@ -23,6 +23,11 @@ class Sizes(NamedTuple):
         tile: Outputs per tile along an axis.
         whole: Signals of fewer outputs take the whole matrix.
         chunk: Output pixels worked on at a time in eager mode, to stay in the cache.
+
+    Example:
+        >>> from convfactor.wavelets import Sizes
+        >>> Sizes(tile=32).whole
+        48
     """
 
     tile: int = 16

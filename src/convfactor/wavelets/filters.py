@@ -170,6 +170,7 @@ def synthesis_kernels(biort: Filters) -> dict[str, Array]:
         ValueError: If the filters are unknown or of even length.
 
     Example:
+        >>> from convfactor.wavelets import synthesis_kernels
         >>> {name: kernel.shape for name, kernel in synthesis_kernels(([1, 2, 1], [1])).items()}
         {'ll': (3, 3), 'lh': (1, 3), 'hl': (3, 1), 'hh': (1, 1)}
     """
@@ -195,6 +196,11 @@ def synthesis_conv(biort: Filters) -> nn.Conv2d:
     Returns:
         `Conv2d(4, 1, K, padding=K // 2, bias=False)` in the default dtype, inputs in the order
         ll, lh, hl, hh, the shorter kernels centred in zeros.
+
+    Example:
+        >>> from convfactor.wavelets import synthesis_conv
+        >>> synthesis_conv(([1, 2, 1], [1]))
+        Conv2d(4, 1, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1), bias=False)
     """
     kernels = synthesis_kernels(biort)
     size = max(kernel.shape[0] for kernel in kernels.values())

@@ -38,6 +38,13 @@ class DTCWTForward(Transform):
         TypeError: If an argument is of another type.
         ValueError: If an argument is not one of these.
         ImportError: If a filter is given by name and pytorch_wavelets is not installed.
+
+    Example:
+        >>> import torch
+        >>> from convfactor.wavelets import DTCWTForward
+        >>> low, bands = DTCWTForward(J=2)(torch.rand(1, 1, 32, 32))
+        >>> low.shape, [tuple(band.shape) for band in bands]
+        (torch.Size([1, 1, 16, 16]), [(1, 1, 6, 16, 16, 2), (1, 1, 6, 8, 8, 2)])
     """
 
     def __init__(

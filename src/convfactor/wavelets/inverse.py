@@ -55,6 +55,14 @@ class DTCWTInverse(Transform):
 
     The method is N. Kingsbury's (Applied and Computational Harmonic Analysis 10, 2001); the
     conventions are those of pytorch_wavelets 1.3.0.
+
+    Example:
+        >>> import torch
+        >>> from convfactor.wavelets import DTCWTForward, DTCWTInverse
+        >>> image = torch.rand(1, 1, 32, 32)
+        >>> coefficients = DTCWTForward(J=2)(image)
+        >>> torch.allclose(DTCWTInverse()(coefficients), image, atol=1e-5)
+        True
     """
 
     def __init__(

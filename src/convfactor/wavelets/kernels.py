@@ -27,8 +27,6 @@ BACKENDS = ("auto", "torch", "cpp")
 SOURCES = Path(__file__).parent / "cpp"
 INSTRUCTIONS = {"AVX512": ("-march=x86-64-v4",), "AVX2": ("-march=x86-64-v3",)}
 
-# torch 2.5 and 2.6 don't tell exports from compilations: there all graphs get torch's operations.
-_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
 _chosen = False
 _levels_taken = 0
 
@@ -55,6 +53,12 @@ def build() -> None:
 
     Raises:
         RuntimeError: If there is no compiler for C++ or no ninja, or if the compiler fails.
+
+    Example:
+        >>> from convfactor import wavelets
+        >>> wavelets.build()  # doctest: +SKIP
+        >>> wavelets.DTCWTInverse().backend  # the compiled kernels, once they are built
+        'auto'
     """
     global _chosen
     load()
@@ -113,7 +117,7 @@ def take(bank: Bank, *given: Tensor | None) -> bool:
     if not bank.fixed or not (bank.backend == "cpp" or (bank.backend == "auto" and _chosen)):
         return False
     if torch.compiler.is_compiling():
-        if _exporting():
+        if torch.compiler.is_exporting():
             return False
     else:
         load()

@@ -73,6 +73,12 @@ class ScatLayer(_Scattering):
         TypeError: If an argument is of another type.
         ValueError: If an argument is not one of these.
         ImportError: If a filter is given by name and pytorch_wavelets is not installed.
+
+    Example:
+        >>> import torch
+        >>> from convfactor.wavelets import ScatLayer
+        >>> ScatLayer()(torch.rand(1, 3, 32, 32)).shape
+        torch.Size([1, 21, 16, 16])
     """
 
     orders = 1
@@ -121,6 +127,12 @@ class ScatLayerj2(_Scattering):
         TypeError: If an argument is of another type.
         ValueError: If an argument is not one of these.
         ImportError: If a filter is given by name and pytorch_wavelets is not installed.
+
+    Example:
+        >>> import torch
+        >>> from convfactor.wavelets import ScatLayerj2
+        >>> ScatLayerj2()(torch.rand(1, 3, 32, 32)).shape
+        torch.Size([1, 147, 8, 8])
     """
 
     orders = 2

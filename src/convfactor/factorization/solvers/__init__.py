@@ -21,20 +21,27 @@ def solve(request: Request) -> Cascade:
     """
     if not levenberg.handles(request.problem, request.structure):
         return dense.solve(request)
-    exact = _exact(request)
-    return levenberg.solve(request) if exact is None else exact
+    known = _known(request)
+    return levenberg.solve(request) if known is None else known
 
 
-def _exact(request: Request) -> Cascade | None:
-    """The exact split of separable kernels, its stages in the order of the least rounding."""
+def _known(request: Request) -> Cascade | None:
+    """The answer where no search is needed, its stages in the order of the least rounding.
+
+    That is the exact split of separable kernels and, for white noise, the leading terms of any
+    kernel where no column or row has to be split.
+    """
     problem, structure = request.problem, request.structure
+    sizes = structure.grid.sizes
     outputs = structure.stages[-1].out_channels
     chains = structure.widths[0] // outputs if structure.widths else 1
+    best = problem.covariance is None and len(sizes) > 1 and separable.undivided(sizes)
     values = torch.linalg.svdvals(problem.target[:, :, 0])
-    if bool((values[..., chains:].norm(dim=2) > problem.exact * values.norm(dim=2)).any()):
+    left = values[..., chains:].norm(dim=2) > problem.exact * values.norm(dim=2)
+    if not best and bool(left.any()):
         return None
     try:
         cascade = separable.solve(request)
     except ValueError:
         return None
-    return cascade if problem.error(cascade) <= problem.exact else None
+    return cascade if best or problem.error(cascade) <= problem.exact else None

@@ -47,6 +47,8 @@ class ChainSearch:
         tell: Callable[[float, Tensor], None] = lambda share, losses: None,
     ) -> Kernels:
         """Fit chains with ``count`` branches; one answer per channel."""
+        if len(grid.sizes) == 1:  # linear, so that where to start does not matter
+            return refine(fit, folded(fit, grid, count), grid, self.plan.steps, _SETTLED)[0]
         direct = [*given, folded(fit, grid, count)]
         if grid.is_plain:
             direct.append(separable_start(fit, grid, count))

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from convfactor.conv.cascade import Cascade
@@ -104,12 +105,42 @@ def solve(request: Request) -> Cascade:
     top, left = problem.placement(structure)
     height, width = structure.span
     kernels = problem.target[:, :, 0, top : top + height, left : left + width].flatten(0, 1)
+    sizes, budget = structure.grid.sizes, request.budget
+    if undivided(sizes):
+        return Cascade.of(structure, leading(kernels, sizes, count)).balanced()
     # Blurs have the same kernel in every channel.
     different, which = torch.unique(kernels, dim=0, return_inverse=True)
-    sizes, budget = structure.grid.sizes, request.budget
     chains = [split_terms(k, sizes, count, exact=not budget.used_up()) for k in different]
     weights = [torch.stack(s).to(kernels.device)[which] for s in zip(*chains, strict=True)]
     return Cascade.of(structure, weights).balanced()
+
+
+def undivided(sizes: Sequence[Pair]) -> bool:
+    """Whether no column and no row has to be split, as those of Kx1, 1xK."""
+    return all(sum(side > 1 for side in sides) <= 1 for sides in zip(*sizes, strict=True))
+
+
+def leading(kernels: Tensor, sizes: Sequence[Pair], terms: int) -> list[Tensor]:
+    """Take the leading terms of all kernels at once.
+
+    Args:
+        kernels: Float64 (N, H, W).
+        sizes: Kernel size of each stage, undivided.
+        terms: Number of terms; those that the kernels lack are zero.
+
+    Returns:
+        One float64 tensor (N, terms, kH, kW) per stage.
+    """
+    left, strength, right = torch.linalg.svd(kernels, full_matrices=False)
+    missing = max(0, terms - strength.shape[1])
+    rows = F.pad(left.mT, (0, 0, 0, missing))[:, :terms, :, None]
+    cols = F.pad(right, (0, 0, 0, missing))[:, :terms, None, :]
+    scale = F.pad(strength, (0, missing))[:, :terms, None, None]
+    weights = [torch.ones_like(scale) for _ in sizes]
+    for axis, part in enumerate((rows, cols)):
+        longest = max(range(len(sizes)), key=[size[axis] for size in sizes].__getitem__)
+        weights[longest] = weights[longest] * part
+    return [*weights[:-1], weights[-1] * scale]
 
 
 def split_terms(

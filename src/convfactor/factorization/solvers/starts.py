@@ -36,6 +36,8 @@ def scaled(fit: Fit, kernels: Kernels, grid: Grid) -> Kernels:
 
 def separable_start(fit: Fit, grid: Grid, count: int) -> Kernels:
     """Split the leading separable terms, where real roots allow it; else shifts and zeros."""
+    if separable.undivided(grid.sizes):
+        return separable.leading(fit.target.view(-1, *grid.span), grid.sizes, count)
     chains = []
     for target in fit.target:
         kernel = target.view(grid.span)

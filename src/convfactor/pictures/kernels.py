@@ -11,12 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from convfactor.conv.accuracy import relative_error
 from convfactor.conv.cascade import Cascade, Stage
+from convfactor.conv.fitting import kernel_on_taps
 from convfactor.conv.geometry import ConvGeometry, Pair
+from convfactor.pictures.colours import LEVELS, level_name
 
-LEVELS = 16
 MOST_PAIRS = 4
 MOST_CELLS = 600  # of one kind of picture per layer, which keeps the page small
+MOST_ALONE, MOST_COLUMNS = 3, 4  # stages in the only row, and in one of several
 LARGEST_CELL, SMALLEST_STAGE_CELL = 14, 11
 PICTURE_SIDE = 104
 
@@ -59,7 +62,7 @@ class Picture:
             for level, same in itertools.groupby(line):
                 length = len(list(same))
                 if level:
-                    name = f"{'p' if level > 0 else 'n'}{abs(level)}"
+                    name = level_name(level)
                     paths[name] = paths.get(name, "") + f"M{x} {y}.5h{length}"
                 x += length
         rows, cols = kernel.shape
@@ -90,9 +93,34 @@ class Channels:
     original: Picture | None
     error: Picture | None
 
+    @property
+    def columns(self) -> int:
+        """Stages in a row: all of up to three, or as many in each row."""
+        count = len(self.stages)
+        return even_columns(count, MOST_COLUMNS if count > 2 * MOST_ALONE else MOST_ALONE)
 
-def strongest(cascade: Cascade, geometry: ConvGeometry, original: Tensor | None) -> list[Channels]:
-    """The channel pairs with the largest kernels, of the original where it is known."""
+
+def even_columns(count: int, most: int) -> int:
+    """How many of so many pictures stand in a row, so that all rows are about as long.
+
+    Args:
+        count: Pictures.
+        most: That fit in a row.
+    """
+    return math.ceil(count / math.ceil(count / most)) if count else 1
+
+
+def strongest(
+    cascade: Cascade, geometry: ConvGeometry, original: Tensor | None, most: int = MOST_PAIRS
+) -> list[Channels]:
+    """The channel pairs with the largest kernels, of the original where it is known.
+
+    Args:
+        cascade: The cascade, in input pixels.
+        geometry: The convolution.
+        original: Its kernel, (C_out, C_in/groups, kH, kW), or None.
+        most: Pairs; of large kernels fewer.
+    """
     stages = [replace(s, weight=s.weight.detach().cpu().double()) for s in cascade.stages]
     cascade = replace(cascade, stages=tuple(stages))
     (dy, dx), (y, x) = geometry.dilation, cascade.offset
@@ -105,7 +133,7 @@ def strongest(cascade: Cascade, geometry: ConvGeometry, original: Tensor | None)
     cell = min(LARGEST_CELL, PICTURE_SIDE / max(rows, cols))
     links = [_links(stage) for stage in cascade.stages]
     found = []
-    for source, target in kernels[-1].strongest(min(MOST_PAIRS, 1 + MOST_CELLS // (rows * cols))):
+    for source, target in kernels[-1].strongest(min(most, 1 + MOST_CELLS // (rows * cols))):
         pair = [kernel.between(source, target) for kernel in kernels]
         scale = max(float(kernel.abs().max()) for kernel in pair)
         note = f"±{scale:.2g}"
@@ -123,6 +151,21 @@ def strongest(cascade: Cascade, geometry: ConvGeometry, original: Tensor | None)
             )
         )
     return found
+
+
+def weight_error(cascade: Cascade, geometry: ConvGeometry, original: Tensor) -> float:
+    """Relative error of the composed kernel, over all channels, as for white noise.
+
+    Args:
+        cascade: The cascade, in input pixels.
+        geometry: The convolution.
+        original: Its kernel, (C_out, C_in/groups, kH, kW).
+    """
+    weight, made = original.detach().cpu().double(), cascade.compose().cpu()
+    on_taps = kernel_on_taps(cascade, geometry).cpu()
+    beyond = made.square().sum() - on_taps.square().sum()
+    wrong = (on_taps - weight).square().sum() + beyond.clamp(min=0)
+    return relative_error(float(wrong), float(weight.square().sum()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,13 +245,33 @@ def _stages(cascade: Cascade, channels: Sequence[int], cell: float) -> list[Pict
     return pictures
 
 
+def magnification(error: float, scale: float) -> float:
+    """How often an error is enlarged so that it can be seen.
+
+    Args:
+        error: Its largest magnitude.
+        scale: The magnitude that gets the strongest colour.
+
+    Returns:
+        The largest of 1, 2 and 5 times a power of ten with which it stays within the scale; 1
+        where there is no error.
+    """
+    ratio = scale / error if error > 0 else math.inf
+    if not (0 < ratio < math.inf):
+        return 1.0
+    power = 10.0 ** math.floor(math.log10(ratio))
+    return next(step * power for step in (5, 2, 1, 0.5) if step * power <= ratio)
+
+
+def magnified(factor: float) -> str:
+    """Title of an error that is enlarged."""
+    return "error" if factor == 1 else f"error x{factor:g}"
+
+
 def _error(error: Tensor, scale: float, cell: float) -> Picture:
     """Draw an error, magnified so that it can be seen."""
     largest = float(error.abs().max())
     if largest == 0:
         return Picture.draw("error", "none", error, scale, cell)
-    ratio = max(scale / largest, 1.0)
-    power = 10 ** math.floor(math.log10(ratio))
-    factor = next(step * power for step in (5, 2, 1) if step * power <= ratio)
-    title = "error" if factor == 1 else f"error x{factor:.5g}"
-    return Picture.draw(title, f"up to {largest:.2g}", error * factor, scale, cell)
+    factor = magnification(largest, scale)
+    return Picture.draw(magnified(factor), f"up to {largest:.2g}", error * factor, scale, cell)
