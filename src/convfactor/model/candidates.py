@@ -15,6 +15,7 @@ from torch.nn.parameter import UninitializedParameter
 from convfactor.conv.forms import PLAIN, Form, UnsupportedConvolutionError, of_module
 from convfactor.conv.framed import Layer
 from convfactor.conv.geometry import ConvGeometry
+from convfactor.conv.scales import Scales
 from convfactor.conv.weights import ComposedWeight
 from convfactor.model.digests import fingerprint
 from convfactor.model.norms import Affine, with_norm
@@ -45,6 +46,7 @@ class Candidate:
             are looked at.
         fingerprint: Digest of what the weight is computed from; empty where it is not.
         norm: The batch normalization behind it with its qualified name, or None.
+        scales: How much its channels count, of the module or call itself.
         shapes: Shapes of the images read so far, with their numbers.
         calls: Numbers of calls in each call of the model so far.
     """
@@ -61,6 +63,7 @@ class Candidate:
     special: bool = False
     fingerprint: str = ""
     norm: tuple[str, nn.Module] | None = None
+    scales: Scales = field(default_factory=Scales)
     shapes: dict[InputShape, float] = field(default_factory=dict)
     calls: Counter[int] = field(default_factory=Counter)
 
@@ -87,7 +90,8 @@ class Candidate:
         bias = self.form.bias(self.bias)
         if self.norm is not None:
             weight, bias = Affine.of(self.norm[1]).folded(weight, bias, self.form)
-        return Site(subject, self.geometry, weight, bias, self.held)
+        scales = Scales(self.scales.inputs, self.form.bias(self.scales.outputs))
+        return Site(subject, self.geometry, weight, bias, self.held, scales)
 
     @property
     def _digest(self) -> str:

@@ -65,7 +65,7 @@ def find(
     finder.sites = seen
     for special in (c for c in seen if c.special and c.shapes and c.obstacle is None):
         _read_off(model.get_submodule(special.owners[0]), special)
-    finder.fold_norms()
+    finder.look_around()
     del outputs
 
     if isinstance(select, Patterns):

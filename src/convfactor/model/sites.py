@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from convfactor.conv.forms import PLAIN, Form
 from convfactor.conv.geometry import ConvGeometry
+from convfactor.conv.scales import Scales
 from convfactor.model.inputs import ModelInputs
 from convfactor.model.reasons import Reason
 
@@ -82,6 +83,8 @@ class Site:
         weight: The weight of that one, with the normalization behind it folded in.
         bias: Its bias, or None.
         held: The weight as the model holds it.
+        scales: How much the channels of the plain one count: of the output by what they are scaled
+            with before anybody sees them, of the input where data does not tell.
     """
 
     subject: Subject
@@ -89,6 +92,7 @@ class Site:
     weight: Tensor
     bias: Tensor | None
     held: Tensor
+    scales: Scales
 
     @property
     def form(self) -> Form:

@@ -6,22 +6,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from convfactor.conv.forms import Form
-from convfactor.conv.geometry import ConvGeometry, Pair
+from convfactor.conv.geometry import Pair
 from convfactor.factorization.budget import Budget
 from convfactor.factorization.factorizer import Factorizer, Report
-from convfactor.factorization.families import (
-    Family,
-    families,
-    low_rank,
-    one_row,
-    separable_pair,
-    whole,
-)
+from convfactor.factorization.families import Family
 from convfactor.factorization.search import Ladder
 from convfactor.latency import Clock, compare
 from convfactor.model.reasons import Reason
 from convfactor.model.sites import Site
+from convfactor.planning import structures
 from convfactor.planning.bench import Bench, Candidate, Trial
 from convfactor.planning.calibration import SiteData
 from convfactor.planning.pricing import Multiplies, Price, Pricing, Stopwatch
@@ -71,8 +64,7 @@ class Layer:
             known: Prices already measured, shared between the layers of one model.
             clock: Times calls.
         """
-        geometry = site.geometry
-        form = site.form
+        geometry, form = site.geometry, site.form
         pricing: Pricing = Multiplies(geometry, form)
         multiple = 1
         if settings.objective == "latency":
@@ -81,7 +73,7 @@ class Layer:
             multiple = WIDTH_MULTIPLE
         layer = cls(site, settings, pricing)
         general: Candidate | None = None
-        for family in _candidates(geometry, settings, form):
+        for family in structures.tried(geometry, settings, form):
             if general is not None and not layer._beats(family, general):
                 continue
             ladder = family.ladder(geometry.macs, multiple)
@@ -123,12 +115,14 @@ class Layer:
 
     def factorizer(self, data: SiteData | None) -> Factorizer:
         """What solves its structures, in the metric of the calibration data if there is any."""
+        scales = self.site.scales
         return Factorizer(
             self.site.weight.detach(),
             self.site.geometry,
             None if data is None else data.moments,
             ridge=SHRINKAGE,
             seed=self.settings.seed,
+            scales=scales if data is None else replace(scales, inputs=None),
         )
 
     def bench(self, factorizer: Factorizer, data: SiteData | None) -> Bench:
@@ -209,6 +203,7 @@ class Layer:
             errors=trial.errors,
             weight_error=factorization.error,
             bounds=factorization.bounds,
+            gains=self.site.scales.outputs,
         )
 
     def missed(self, factorizer: Factorizer, missed: Sequence[Trial]) -> Kept:
@@ -288,17 +283,3 @@ class Layer:
     def careful_price_of(self, candidate: Candidate, patience: float = 1.0) -> Price:
         """A price to decide on."""
         return self.pricing.careful(candidate.pixels, patience)
-
-
-def _candidates(kernel: ConvGeometry, settings: Settings, form: Form) -> list[Family]:
-    """What to try, in turn; a later one has to be clearly faster than the best before it."""
-    cascades = families(kernel)
-    if form.transposed is not None and max(kernel.kernel_size) > 3:
-        cascades.append(whole(kernel))
-    if settings.structures == "cascade":
-        return cascades
-    pair = [*separable_pair(kernel), *one_row(kernel)]
-    # For single channels the pair is solved at once, and few cascades are faster.
-    if kernel.is_depthwise:
-        return [*pair, *cascades]
-    return sorted([*cascades, *pair, *low_rank(kernel)], key=lambda family: len(family.apart))

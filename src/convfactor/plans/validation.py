@@ -187,12 +187,15 @@ def _check_replaced(where: str, subject: Subject, decision: Replaced) -> None:
     _demand(bool(subject.weight_name), where, "what is replaced must have a weight_name")
     _demand(subject.dtype in DTYPES, where, f"dtype must be one of {DTYPES}, got {subject.dtype!r}")
     tensors = [(stage.weight, subject.dtype) for stage in decision.cascade.stages]
-    for tensor, dtype in (*tensors, (decision.bias_shift, "float64")):
+    counts = [] if decision.gains is None else [decision.gains]
+    for tensor, dtype in (*tensors, *((own, "float64") for own in (decision.bias_shift, *counts))):
         found = str(tensor.dtype).removeprefix("torch.")
         _demand(found == dtype, where, f"tensors must be {dtype}, got {found}")
         _demand(bool(tensor.isfinite().all()), where, "tensors must be finite, got Inf or NaN")
-    wanted, shape = (geometry.out_channels,), tuple(decision.bias_shift.shape)
-    _demand(shape == wanted, where, f"bias_shift must have the shape {wanted}, got {shape}")
+    for name, own in (("bias_shift", decision.bias_shift), *(("gains", own) for own in counts)):
+        wanted, shape = (geometry.out_channels,), tuple(own.shape)
+        _demand(shape == wanted, where, f"{name} must have the shape {wanted}, got {shape}")
+    _demand(all(bool((own > 0).all()) for own in counts), where, "gains must be positive")
     check_fit(geometry, structure)
     channels = structure.stages[0].in_channels // structure.groups * geometry.out_channels
     for sides in (structure.span, geometry.extent):
