@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torchs
 from torch.nn.parameter import UninitializedParameter
 
+from convfactor.conv.calls import VOLUME
 from convfactor.conv.forms import PLAIN, Form, UnsupportedConvolutionError, of_module
 from convfactor.conv.framed import Layer
 from convfactor.conv.geometry import ConvGeometry
@@ -179,7 +180,7 @@ def _obstacle(module: nn.Module) -> Reason | None:
     if isinstance(weight, UninitializedParameter):
         return unsupported("lazy", "lazy: it has no weight before its first call")
     if isinstance(module, VOLUMES):
-        return unsupported("a 3-D convolution", "a 3-D convolution; those of 1 and 2 are replaced")
+        return unsupported("a 3-D convolution", VOLUME)
     return dtype_obstacle(weight)
 
 

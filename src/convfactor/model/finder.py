@@ -95,8 +95,12 @@ class Finder(Watcher[Candidate]):
         """Who else has the parameters of a module, from which a cascade would cut them."""
         if site.kind != "module":
             return None
-        for _, owner in sorted({*self._holders[id(site.held)], *self._holders[id(site.bias)]}):
-            if owner not in site.owners:
+        owned = [site.held, site.bias]
+        if site.fingerprint:  # computed, from parameters that other modules may hold as well
+            owned = [*self.model.get_submodule(site.owners[0]).parameters()]
+        holders = {holder for tensor in owned for holder in self._holders[id(tensor)]}
+        for _, owner in sorted(holders):
+            if not any(inside(owner, "").startswith(inside(own, "")) for own in site.owners):
                 other = owner or "the model"
                 text = f"it shares a parameter with {other}, which stays as it is"
                 return Reason("shared", f"shares a parameter with {other}", text)
@@ -213,7 +217,8 @@ class Finder(Watcher[Candidate]):
     def _obstacle(self, call: ConvCall, weight_name: str) -> Reason | None:
         """Why a functional call can't be replaced."""
         if call.geometry is None:
-            return unsupported(call.obstacle or "not a convolution of images")
+            text = call.obstacle or "not a convolution of images"
+            return unsupported(text.partition(";")[0], text)
         if _in_autograd_function():
             text = "called in a torch.autograd.Function, whose backward needs the weight itself"
             return unsupported("called in an autograd.Function", text)
