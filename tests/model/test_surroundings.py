@@ -302,10 +302,11 @@ def test_without_data_the_scales_of_the_input_count(model):
     [
         lambda m, x: m.layer(x * m.gamma[:, None, None] + m.gamma[:, None, None]),
         lambda m, x: m.layer((x * m.gamma[:, None, None]).relu()),
+        lambda m, x: m.layer(F.relu(x * m.gamma[:, None, None], inplace=True)),
         lambda m, x: m.layer(x * m.gamma[:, None, None]) + m.layer(x),
         lambda m, x: m.layer((x * m.gamma[:, None, None])[0]),
     ],
-    ids=["shifted", "activated", "once", "one image"],
+    ids=["shifted", "activated", "activated in place", "once", "one image"],
 )
 def test_other_inputs_are_white(use):
     assert site(Before(None, use)).scales.inputs is None

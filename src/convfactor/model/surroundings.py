@@ -33,6 +33,24 @@ class Step:
     inside: nn.Module
 
 
+@dataclass(frozen=True, eq=False)
+class _Known:
+    """A tensor with what it holds: its memory is used again, and may be written to."""
+
+    tensor: weakref.ReferenceType[Tensor]
+    version: int
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> _Known:
+        """Note a tensor as it is now."""
+        return cls(weakref.ref(tensor), _version(tensor))
+
+    def still_is(self, value: object) -> bool:
+        """Whether a value is that tensor, to which nobody has written."""
+        tensor = self.tensor()
+        return tensor is not None and tensor is value and self.version == _version(tensor)
+
+
 @dataclass(eq=False)
 class _Value:
     """What one call of a convolution gave, or what was made of that channel by channel."""
@@ -73,9 +91,9 @@ class Surroundings(Generic[S]):
         Args:
             tensors: The parameters and buffers of the model.
         """
-        self._constants: dict[int, tuple[weakref.ReferenceType[Tensor], int]] = {}
+        self._constants: dict[int, _Known] = {}
         self._values: dict[int, _Value] = {}
-        self._scaled: dict[int, tuple[weakref.ReferenceType[Tensor], Tensor]] = {}
+        self._sizes: dict[int, tuple[_Known, Tensor]] = {}
         self._given: defaultdict[S, list[_Value]] = defaultdict(list)
         self._read: defaultdict[S, list[Tensor | None]] = defaultdict(list)
         self._norms: defaultdict[nn.Module, int] = defaultdict(int)
@@ -180,14 +198,12 @@ class Surroundings(Generic[S]):
         if scaling.size is None and size is not None and before is not None:
             size = size * before
         if size is not None and axis == 1 - made.dim():
-            self._scaled[id(made)] = weakref.ref(made), size
-        elif made is x:
-            self._scaled.pop(id(made), None)
+            self._sizes[id(made)] = _Known.of(made), size
 
     def _size(self, x: object) -> Tensor | None:
         """What the channels of a tensor were scaled by just before."""
-        tensor, size = self._scaled.get(id(x), (None, None))
-        return size if tensor is not None and tensor() is x else None
+        known, size = self._sizes.get(id(x), (None, None))
+        return size if known is not None and known.still_is(x) else None
 
     def _known(self, tensor: Tensor) -> _Value | None:
         """What is known of a tensor; memory is used again, so that its number does not tell."""
@@ -202,12 +218,12 @@ class Surroundings(Generic[S]):
     def _add_constants(self, tensors: Iterable[Tensor]) -> None:
         """Note tensors that are the same in every call."""
         for tensor in tensors:
-            self._constants[id(tensor)] = weakref.ref(tensor), _version(tensor)
+            self._constants[id(tensor)] = _Known.of(tensor)
 
     def _is_constant(self, tensor: Tensor) -> bool:
         """Whether a tensor is the same in every call."""
         known = self._constants.get(id(tensor))
-        return known is not None and known[0]() is tensor and known[1] == _version(tensor)
+        return known is not None and known.still_is(tensor)
 
 
 def _plainly() -> AbstractContextManager[None]:
