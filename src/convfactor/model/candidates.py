@@ -20,6 +20,7 @@ from convfactor.conv.scales import Scales
 from convfactor.conv.weights import ComposedWeight
 from convfactor.model.digests import fingerprint
 from convfactor.model.norms import Affine, with_norm
+from convfactor.model.pads import zeros_of
 from convfactor.model.reasons import Reason
 from convfactor.model.sites import Found, InputShape, Kind, Site, Subject, TurnedAway, inside
 
@@ -47,6 +48,7 @@ class Candidate:
             are looked at.
         fingerprint: Digest of what the weight is computed from; empty where it is not.
         norm: The batch normalization behind it with its qualified name, or None.
+        pad: The module in front that pads with zeros, with its qualified name, or None.
         scales: How much its channels count, of the module or call itself.
         shapes: Shapes of the images read so far, with their numbers.
         calls: Numbers of calls in each call of the model so far.
@@ -64,12 +66,16 @@ class Candidate:
     special: bool = False
     fingerprint: str = ""
     norm: tuple[str, nn.Module] | None = None
+    pad: tuple[str, nn.Module] | None = None
     scales: Scales = field(default_factory=Scales)
     shapes: dict[InputShape, float] = field(default_factory=dict)
     calls: Counter[int] = field(default_factory=Counter)
 
     def found(self, obstacle: Reason | None) -> Found:
         """Write down what was seen."""
+        pad, pads = "", (0, 0, 0, 0)
+        if self.pad is not None:
+            pad, pads = self.pad[0], zeros_of(self.pad[1]) or pads
         subject = Subject(
             name=self.name,
             kind=self.kind,
@@ -84,6 +90,8 @@ class Candidate:
             form=self.form,
             computed=bool(self.fingerprint),
             norm="" if self.norm is None else self.norm[0],
+            pad=pad,
+            pads=pads,
         )
         if self.geometry is None or obstacle is not None:
             return TurnedAway(subject, obstacle or unsupported("not a convolution of images"))

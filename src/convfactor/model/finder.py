@@ -19,6 +19,7 @@ from convfactor.conv.scales import Scales
 from convfactor.model import graphs
 from convfactor.model.candidates import Candidate, dtype_obstacle, unsupported
 from convfactor.model.norms import can_fold
+from convfactor.model.pads import PADS, zeros_of
 from convfactor.model.reasons import Reason
 from convfactor.model.sites import InputShape, inside
 from convfactor.model.surroundings import Surroundings
@@ -143,6 +144,16 @@ class Finder(Watcher[Candidate]):
             norm = self._around.norm(site)
             if site.kind == "module" and len(names) == 1 and norm is not None and can_fold(norm):
                 site.norm = self._names[id(norm)][0], norm
+            pad = self._around.pad(site)
+            plain = site.geometry is not None and site.geometry.padding_mode == "zeros"
+            if (
+                site.kind == "module"
+                and site.form.is_plain
+                and plain
+                and pad is not None
+                and zeros_of(pad)
+            ):
+                site.pad = self._names[id(pad)][0], pad
             outputs = self._around.outputs(site, behind=int(site.norm is not None))
             site.scales = Scales(self._around.inputs(site), outputs)
 
@@ -151,6 +162,8 @@ class Finder(Watcher[Candidate]):
         site = self._modules.get(id(module))
         if site is not None:
             self._around.gave(site, output, site.form.dims)
+        elif type(module) in PADS:
+            self._around.padded(module, output)
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         super()._enter(module, args, kwargs)

@@ -12,6 +12,7 @@ from convfactor.conv.forms import PLAIN, Form
 from convfactor.conv.geometry import ConvGeometry
 from convfactor.conv.scales import Scales
 from convfactor.model.inputs import ModelInputs
+from convfactor.model.pads import Pads
 from convfactor.model.reasons import Reason
 
 Kind = Literal["module", "functional", "transform"]
@@ -51,6 +52,9 @@ class Subject:
         form: How the convolution is a plain one.
         computed: Whether the module computes its weight, which is read off a call.
         norm: Qualified name of the batch normalization that is folded into it; empty for none.
+        pad: Qualified name of the module in front that pads with zeros, which what takes its place
+            adds by itself; empty for none.
+        pads: Zeros that it adds (left, right, top, bottom).
     """
 
     name: str
@@ -66,6 +70,13 @@ class Subject:
     form: Form = PLAIN
     computed: bool = False
     norm: str = ""
+    pad: str = ""
+    pads: Pads = (0, 0, 0, 0)
+
+    @property
+    def laid(self) -> ConvGeometry | None:
+        """The integers of what takes its place, with the padding in front of it; or None."""
+        return None if self.geometry is None else self.geometry.padded(self.pads)
 
     @property
     def out_channels(self) -> int | None:

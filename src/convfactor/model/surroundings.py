@@ -96,6 +96,8 @@ class Surroundings(Generic[S]):
         self._sizes: dict[int, tuple[_Known, Tensor]] = {}
         self._given: defaultdict[S, list[_Value]] = defaultdict(list)
         self._read: defaultdict[S, list[Tensor | None]] = defaultdict(list)
+        self._pads: defaultdict[nn.Module, list[_Value]] = defaultdict(list)
+        self._sources: defaultdict[S, list[_Value | None]] = defaultdict(list)
         self._norms: defaultdict[nn.Module, int] = defaultdict(int)
         with _plainly():
             self._add_constants(tensors)
@@ -151,6 +153,13 @@ class Surroundings(Generic[S]):
         """Take in what a convolution reads."""
         batched = isinstance(x, Tensor) and x.dim() == dims + 2
         self._read[site].append(self._size(x) if batched else None)
+        self._sources[site].append(self._known(x) if isinstance(x, Tensor) else None)
+
+    def padded(self, pad: nn.Module, output: object) -> None:
+        """Take in what a module gave that pads images."""
+        tensor = output if isinstance(output, Tensor) else torch.empty(0)
+        self._values[id(tensor)] = _Value(weakref.ref(tensor), 1 - tensor.dim())
+        self._pads[pad].append(self._values[id(tensor)])
 
     def after(self, site: S) -> list[list[Step]]:
         """What is done to each of the outputs of a convolution."""
@@ -162,6 +171,16 @@ class Surroundings(Generic[S]):
         first = {chain[0].inside if chain else None for chain in chains}
         norm = first.pop() if len(first) == 1 else None
         return norm if norm is not None and self._norms[norm] == len(chains) else None
+
+    def pad(self, site: S) -> nn.Module | None:
+        """The module whose paddings a convolution reads, all of them and nobody else."""
+        sources = self._sources[site]
+        for pad, values in self._pads.items():
+            if values and len(values) == len(sources):
+                same = all(a is b for a, b in zip(values, sources, strict=True))
+                if same and all(v.readers == 1 and v.tensor() is None for v in values):
+                    return pad
+        return None
 
     def outputs(self, site: S, behind: int = 0) -> Tensor | None:
         """How much the channels of a convolution's output count beside each other.

@@ -153,7 +153,7 @@ class Judge:
         probes: dict[int, list[Probe]] = {i: [] for i in _cascades(chosen)}
 
         def make(index: int, weight: Tensor, bias: Tensor | None) -> CascadeConv2d:
-            geometry = chosen.entries[index].subject.geometry
+            geometry = chosen.entries[index].subject.laid
             assert geometry is not None
             probe = exact_layer(Probe, geometry, weight, bias)
             probe.watch(chosen.layer(index, weight, bias), meters[index])

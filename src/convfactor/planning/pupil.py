@@ -138,7 +138,7 @@ class Pupil:
         biases: dict[int, Tensor | None] = {}
 
         def teach(index: int, weight: Tensor, bias: Tensor | None) -> CascadeConv2d:
-            geometry = chosen.entries[index].subject.geometry
+            geometry = chosen.entries[index].subject.laid
             assert geometry is not None
             layer = exact_layer(Recorder, geometry, weight, bias)
             layer.tape = taught[index]

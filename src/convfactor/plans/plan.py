@@ -113,7 +113,7 @@ class Plan(Decisions):
             kind: Its class.
         """
         entry = self.entries[index]
-        decision, geometry = entry.decision, entry.subject.geometry
+        decision, geometry = entry.decision, entry.subject.laid
         assert isinstance(decision, Replaced)
         assert geometry is not None
         return kind.from_weight(weight, bias, decision, geometry, decision.torch_format)

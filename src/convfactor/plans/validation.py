@@ -120,8 +120,15 @@ def _check_subject(where: str, subject: Subject) -> None:
         fine = 0 < calls < math.inf and min(shape.size, default=0) >= 0
         _demand(fine, where, "shapes must be counts")
     _demand(min(subject.calls, default=0) >= 0, where, "calls must be counts")
-    if subject.geometry is not None:
+    apart = subject.pad or any(subject.pads)
+    _demand(
+        not apart or (_names_module(subject.pad) and bool(subject.pad) and min(subject.pads) >= 0),
+        where,
+        f"pads must be counts and those of a module, got {subject.pads} of {subject.pad!r}",
+    )
+    if subject.geometry is not None and subject.laid is not None:
         _check_geometry(where, subject.geometry)
+        _check_geometry(where, subject.laid)
         _demand(
             is_consistent(subject.form, subject.geometry), where, "form is not that of its geometry"
         )
