@@ -13,6 +13,7 @@ from convfactor.conv.accuracy import ErrorMeter
 from convfactor.model.finding import find
 from convfactor.model.inputs import ModelInputs
 from convfactor.model.sites import Site
+from convfactor.planning.pupil import HIDDEN, Pupil
 
 OPTIONS = {"objective": "macs", "structures": "cascade"}
 GAMMA = torch.tensor([0.5, -2.0, 1e-2])
@@ -252,6 +253,19 @@ def test_the_error_on_data_is_that_of_the_scaled_output():
         found.append(meter.errors().pooled)
     assert min(found) <= entry.decision.errors.pooled <= max(found)
     assert entry.decision.errors.pooled == pytest.approx(max(found), rel=0.2)
+
+
+def test_training_compares_the_scaled_outputs():
+    """Which are those of the model here, so that their distance counts a second time."""
+    model = noisy(torch.tensor([1.0, 1.0, *[1e-3] * 4]))
+    plan = convfactor.plan(model, images(), 0.1, **OPTIONS)
+    pupil = Pupil.of(model, plan)
+    batch = images(1, count=2)
+    pupil.calibrate([ModelInputs.read(batch)])
+    with torch.no_grad():
+        true, got = model(batch), plan.apply(model)(batch)
+    expected = (1 + HIDDEN) * (got - true).square().mean() / true.var(correction=0)
+    torch.testing.assert_close(pupil.loss(ModelInputs.read(batch)).detach(), expected)
 
 
 class Before(nn.Module):
