@@ -103,6 +103,12 @@ class Candidate:
         return Site(subject, self.geometry, weight, bias, self.held, scales)
 
     @property
+    def takes_zeros(self) -> bool:
+        """Whether what takes its place can add zeros that were padded in front of it."""
+        zeros = self.geometry is not None and self.geometry.padding_mode == "zeros"
+        return zeros and self.kind == "module" and self.form.is_plain
+
+    @property
     def _digest(self) -> str:
         """Digest of the weight, and of the normalization that is folded into it."""
         if not self.weight_name:

@@ -145,14 +145,7 @@ class Finder(Watcher[Candidate]):
             if site.kind == "module" and len(names) == 1 and norm is not None and can_fold(norm):
                 site.norm = self._names[id(norm)][0], norm
             pad = self._around.pad(site)
-            plain = site.geometry is not None and site.geometry.padding_mode == "zeros"
-            if (
-                site.kind == "module"
-                and site.form.is_plain
-                and plain
-                and pad is not None
-                and zeros_of(pad)
-            ):
+            if pad is not None and zeros_of(pad) and site.takes_zeros:
                 site.pad = self._names[id(pad)][0], pad
             outputs = self._around.outputs(site, behind=int(site.norm is not None))
             site.scales = Scales(self._around.inputs(site), outputs)

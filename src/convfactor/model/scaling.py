@@ -83,9 +83,9 @@ def read_scaling(
     if not known or len(args) != 2 or set(kwargs) - {"alpha"}:
         return None
     for x, other in (args, args[::-1]):
-        if not _is_plain(x) or is_constant(x) or axis_of(x) >= 0:
+        if not _is_real(x) or is_constant(x) or axis_of(x) >= 0:
             continue
-        if not isinstance(other, (int, float)) and not (_is_plain(other) and is_constant(other)):
+        if not isinstance(other, (int, float)) and not (_is_real(other) and is_constant(other)):
             continue
         if func in _SUMS:
             return x, Scaling(None)
@@ -96,7 +96,7 @@ def read_scaling(
     return None
 
 
-def _is_plain(value: object) -> bool:
+def _is_real(value: object) -> bool:
     """Whether a value is a tensor of real numbers side by side."""
     return (
         isinstance(value, Tensor)
@@ -114,9 +114,9 @@ def _of_norm(
     x, mean, variance = (bound.get(name) for name in ("input", "running_mean", "running_var"))
     weight, bias = bound.get("weight"), bound.get("bias")
     given = [value for value in (mean, variance, weight, bias) if value is not None]
-    if x is None or not _is_plain(x) or variance is None or bound.get("training", False):
+    if x is None or not _is_real(x) or variance is None or bound.get("training", False):
         return None
-    if x.dim() + axis_of(x) != 1 or not all(_is_plain(v) and is_constant(v) for v in given):
+    if x.dim() + axis_of(x) != 1 or not all(_is_real(v) and is_constant(v) for v in given):
         return None
     variance = variance.detach().double()
     scale = (variance + bound.get("eps", 1e-5)).rsqrt()
