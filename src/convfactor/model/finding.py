@@ -132,4 +132,6 @@ def _read_off(module: nn.Module, one: Candidate) -> None:
         one.obstacle = unsupported(f"a {kind}: {error}", text)
         return
     one.held, one.bias = found.weight, found.bias
-    one.geometry, one.fingerprint = found.geometry, state_digest(module)
+    one.form, one.geometry, one.fingerprint = found.form, found.geometry, state_digest(module)
+    if found.form.same is not None:
+        one.shapes = {shape.padded(found.form.same): n for shape, n in one.shapes.items()}

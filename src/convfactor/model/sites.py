@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from convfactor.conv.forms import PLAIN, Form
 from convfactor.conv.geometry import ConvGeometry
+from convfactor.conv.same import Same
 from convfactor.conv.scales import Scales
 from convfactor.model.inputs import ModelInputs
 from convfactor.model.pads import Pads
@@ -30,6 +31,12 @@ class InputShape:
         """Read it off an input."""
         last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
         return cls(tuple(x.shape), last and not x.is_contiguous())
+
+    def padded(self, same: Same) -> InputShape:
+        """The shape with as many zeros around it as it needs."""
+        *outer, height, width = self.size
+        left, right, top, bottom = same.pads(height, width)
+        return replace(self, size=(*outer, height + top + bottom, width + left + right))
 
 
 @dataclass(frozen=True)
