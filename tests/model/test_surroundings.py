@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,6 +16,7 @@ from convfactor.model.finding import find
 from convfactor.model.inputs import ModelInputs
 from convfactor.model.sites import Site
 from convfactor.planning.pupil import HIDDEN, Pupil
+from convfactor.plans.validation import check_plan
 
 OPTIONS = {"objective": "macs", "structures": "cascade"}
 GAMMA = torch.tensor([0.5, -2.0, 1e-2])
@@ -238,6 +241,10 @@ def test_the_error_of_white_noise_is_that_of_the_scaled_output(tmp_path):
     loaded = convfactor.Plan.load(tmp_path)
     assert torch.equal(loaded.entries[0].decision.gains, entry.decision.gains)
     assert torch.equal(loaded.apply(model)(images()), fast(images()))
+    for gains in (torch.ones(1).double(), -torch.ones(6).double(), torch.ones(6)):
+        forged = replace(entry, decision=replace(entry.decision, gains=gains))
+        with pytest.raises(ValueError, match=r"gains must|tensors must be float64"):
+            check_plan(replace(plan, entries=(forged,)))
 
 
 def test_the_error_on_data_is_that_of_the_scaled_output():
