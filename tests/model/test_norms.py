@@ -53,12 +53,21 @@ def transposed() -> nn.ConvTranspose2d:
     [
         (nn.Sequential(conv(), norm(), nn.ReLU()), (2, 2, 12, 12)),
         (nn.Sequential(conv(bias=False), norm(affine=False)), (2, 2, 12, 12)),
+        (nn.Sequential(conv(), norm(2, nn.SyncBatchNorm)), (2, 2, 12, 12)),
         (nn.Sequential(nn.Sequential(conv()), nn.Sequential(norm())), (2, 2, 12, 12)),
         (nn.Sequential(nn.Conv1d(2, 2, 5), norm(2, nn.BatchNorm1d)), (2, 2, 12)),
         (nn.Sequential(transposed(), norm()), (2, 2, 7, 7)),
         (nn.Sequential(nn.utils.parametrizations.weight_norm(conv()), norm()), (2, 2, 12, 12)),
     ],
-    ids=["plain", "without weights", "nested", "sequences", "transposed", "computed"],
+    ids=[
+        "plain",
+        "without weights",
+        "synchronized",
+        "nested",
+        "sequences",
+        "transposed",
+        "computed",
+    ],
 )
 def test_a_normalization_is_folded(model, shape):
     x = torch.randn(shape)

@@ -14,6 +14,7 @@ from convfactor.model.candidates import is_convolution
 from convfactor.model.digests import fingerprint
 from convfactor.model.effective import Effective, effective, state_digest
 from convfactor.model.norms import NORMS, Affine, with_norm
+from convfactor.model.pads import zeros_of
 from convfactor.model.sites import Subject
 from convfactor.model.transforms import is_transform
 
@@ -34,6 +35,8 @@ def check(model: nn.Module, subject: Subject) -> None:
             f"layer {subject.name}: the model has no module {missing[0]!r}; apply the plan to the "
             "model that was planned"
         )
+    if subject.pad:
+        pad_of(model, subject)
     if subject.computed:
         _check_computed(model, subject)
         return
@@ -145,6 +148,18 @@ def norm_of(model: nn.Module, subject: Subject) -> nn.Module:
     raise PlanMismatchError(
         f"layer {subject.name}: the model has no batch normalization {subject.norm!r}; apply the "
         "plan to the model that was planned"
+    )
+
+
+def pad_of(model: nn.Module, subject: Subject) -> nn.Module:
+    """The module in front of a layer whose zeros the cascade adds."""
+    if has(model, subject.pad):
+        pad = model.get_submodule(subject.pad)
+        if zeros_of(pad) == subject.pads:
+            return pad
+    raise PlanMismatchError(
+        f"layer {subject.name}: the model has no {subject.pad!r} that adds {subject.pads} zeros "
+        "(left, right, top, bottom); apply the plan to the model that was planned"
     )
 
 

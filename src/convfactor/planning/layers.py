@@ -66,8 +66,7 @@ class Layer:
             known: Prices already measured, shared between the layers of one model.
             clock: Times calls.
         """
-        geometry = site.geometry
-        form = site.form
+        geometry, form = site.geometry, site.form
         pricing: Pricing = Multiplies(geometry, form)
         if settings.objective == "latency":
             weight, shapes = site.weight, site.subject.shapes
@@ -115,12 +114,14 @@ class Layer:
 
     def factorizer(self, data: SiteData | None) -> Factorizer:
         """What solves its structures, in the metric of the calibration data if there is any."""
+        scales = self.site.scales
         return Factorizer(
             self.site.weight.detach(),
             self.site.geometry,
             None if data is None else data.moments,
             ridge=SHRINKAGE,
             seed=self.settings.seed,
+            scales=scales if data is None else replace(scales, inputs=None),
         )
 
     def bench(self, factorizer: Factorizer, data: SiteData | None) -> Bench:
@@ -201,6 +202,7 @@ class Layer:
             errors=trial.errors,
             weight_error=factorization.error,
             bounds=factorization.bounds,
+            gains=self.site.scales.outputs,
         )
 
     def missed(
