@@ -6,29 +6,21 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from convfactor.conv.forms import Form
-from convfactor.conv.geometry import ConvGeometry, Pair
+from convfactor.conv.geometry import Pair
 from convfactor.factorization.budget import Budget
 from convfactor.factorization.factorizer import Factorizer, Report
-from convfactor.factorization.families import (
-    Family,
-    families,
-    low_rank,
-    one_row,
-    separable_pair,
-    whole,
-)
+from convfactor.factorization.families import Family
 from convfactor.factorization.search import Ladder
 from convfactor.latency import Clock, compare
 from convfactor.model.reasons import Reason
 from convfactor.model.sites import Site
 from convfactor.planning.bench import Bench, Candidate, Trial
 from convfactor.planning.calibration import SiteData
+from convfactor.planning.offers import WIDTH_MULTIPLE, affordable, candidates
 from convfactor.planning.pricing import Multiplies, Price, Pricing, Stopwatch
 from convfactor.plans.decisions import Decision, Kept, Replaced, Tried
 from convfactor.plans.settings import Settings
 
-WIDTH_MULTIPLE = 8
 PATIENCE = 4.0  # what the noise leaves undecided is timed this much longer
 LARGEST_PATCH = 8192
 CLEARLY_FASTER = 0.95
@@ -81,7 +73,7 @@ class Layer:
             multiple = WIDTH_MULTIPLE
         layer = cls(site, settings, pricing)
         general: Candidate | None = None
-        for family in _candidates(geometry, settings, form):
+        for family in candidates(geometry, settings.structures, form):
             if general is not None and not layer._beats(family, general):
                 continue
             ladder = family.ladder(geometry.macs, multiple)
@@ -150,9 +142,9 @@ class Layer:
         found: list[Ladder[Candidate, Trial]] = []
         fastest = math.inf
         missed: list[Trial] = []
-        for affordable in self.ladders:
+        for within in self.ladders:
             limit = min(self.bar, fastest * CLEARLY_FASTER)
-            solvable = [one for one in affordable if factorizer.fits(one.taps)]
+            solvable = [one for one in within if factorizer.fits(one.taps)]
             rungs = self._affordable(solvable, limit)
             ladder = Ladder(rungs, bench.solve, self.settings.layer_tolerance, factorizer.budget)
             trial = ladder.cheapest()
@@ -252,28 +244,15 @@ class Layer:
         return Tried(candidate.pixels, price.cost)
 
     def _affordable(self, rungs: Sequence[Candidate], limit: float) -> list[Candidate]:
-        """The rungs up to the widest whose price is within a limit.
+        """The rungs up to the widest whose price is within a limit."""
+        return affordable(rungs, limit, self._noted)
 
-        Where the price would reach the limit, if it grew with the multiplies, is tried next. One
-        chain per channel is often too slow already.
-        """
-        low, high = 0, len(rungs)
-        rung = 0 if rungs and rungs[0].is_chain else high - 1
-        steps = 0
-        while low < high:
-            candidate, price = rungs[rung], self.price_of(rungs[rung])
-            if self.cheapest is None or price.relative < self.cheapest[1].relative:
-                self.cheapest = candidate, price
-            if price.relative <= limit:
-                low = rung + 1
-            else:
-                high = rung
-            wanted = candidate.macs * limit / price.relative
-            rung = max((i for i in range(low, high) if rungs[i].macs <= wanted), default=low)
-            steps += 1
-            if steps > 3:
-                rung = (low + high) // 2
-        return list(rungs[:low])
+    def _noted(self, candidate: Candidate) -> Price:
+        """A price to search with; the lowest is kept, to be told."""
+        price = self.price_of(candidate)
+        if self.cheapest is None or price.relative < self.cheapest[1].relative:
+            self.cheapest = candidate, price
+        return price
 
     def _beats(self, family: Family, general: Candidate) -> bool:
         """Whether several depthwise stages are faster than one of their taps, which is as exact."""
@@ -288,17 +267,3 @@ class Layer:
     def careful_price_of(self, candidate: Candidate, patience: float = 1.0) -> Price:
         """A price to decide on."""
         return self.pricing.careful(candidate.pixels, patience)
-
-
-def _candidates(kernel: ConvGeometry, settings: Settings, form: Form) -> list[Family]:
-    """What to try, in turn; a later one has to be clearly faster than the best before it."""
-    cascades = families(kernel)
-    if form.transposed is not None and max(kernel.kernel_size) > 3:
-        cascades.append(whole(kernel))
-    if settings.structures == "cascade":
-        return cascades
-    pair = [*separable_pair(kernel), *one_row(kernel)]
-    # For single channels the pair is solved at once, and few cascades are faster.
-    if kernel.is_depthwise:
-        return [*pair, *cascades]
-    return sorted([*cascades, *pair, *low_rank(kernel)], key=lambda family: len(family.apart))
