@@ -24,15 +24,16 @@ _HOMES = {
     "StageShape": "convfactor.conv.structure",
     "Structure": "convfactor.conv.structure",
     "ToleranceError": "convfactor.errors",
+    "bench": "convfactor.planning.worth",
     "factorize": "convfactor.factorization.factorize",
     "load": "convfactor.saving.folders",
     "optimize": "convfactor.planning.optimization",
     "plan": "convfactor.planning.optimization",
     "save": "convfactor.saving.folders",
 }
-_MODULES = ("fx", "plots", "wavelets")
+_MODULES = ("filters", "fx", "plots", "wavelets")
 
-__all__ = sorted([*_HOMES, "fx", "wavelets"])  # not plots, which needs an extra
+__all__ = sorted([*_HOMES, "filters", "fx", "wavelets"])  # not plots, which needs an extra
 
 
 def __getattr__(name: str) -> object:

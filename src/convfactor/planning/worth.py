@@ -1,0 +1,186 @@
+"""Whether anything can take a kernel's place on this machine, whatever its weights are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from convfactor.conv.forms import PLAIN
+from convfactor.conv.geometry import ConvGeometry, Pair, pair
+from convfactor.factorization.families import Family
+from convfactor.model.sites import InputShape
+from convfactor.planning.bench import Candidate
+from convfactor.planning.offers import WIDTH_MULTIPLE, affordable, candidates
+from convfactor.planning.pricing import Multiplies, Price, Pricing, Stopwatch
+from convfactor.plans.circumstances import Environment
+from convfactor.plans.decisions import Tried
+from convfactor.plans.prices import FamilyPrice, Worth
+from convfactor.plans.settings import Settings
+from convfactor.progress import reporting, steps
+from convfactor.scalars import is_count
+
+SPEEDUPS = (2.0, 4.0)
+# Values of an image and of what is made of it, of which several are held at a time.
+MOST_VALUES = 1 << 31
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What is to be priced.
+
+    Attributes:
+        kernel: The convolution.
+        size: Of the input, (N, C, H, W).
+        dtype: In which it computes.
+        device: Where.
+        settings: What counts.
+    """
+
+    kernel: ConvGeometry
+    size: tuple[int, int, int, int]
+    dtype: torch.dtype
+    device: torch.device
+    settings: Settings
+
+    @property
+    def speedups(self) -> tuple[float, ...]:
+        """From which speed-ups on widths are told."""
+        least = self.settings.min_speedup
+        return (least, *(speedup for speedup in SPEEDUPS if speedup > least))
+
+    @property
+    def pricing(self) -> Pricing:
+        """What says what a structure costs."""
+        if self.settings.objective == "macs":
+            return Multiplies(self.kernel)
+        shapes = ((InputShape(self.size, False), 1.0),)
+        return Stopwatch(self.kernel, shapes, self.dtype, self.device, {})
+
+    def ladder(self, family: Family) -> list[Candidate]:
+        """Structures of a family at most as costly as the kernel in multiplies, cheapest first."""
+        multiple = WIDTH_MULTIPLE if self.settings.objective == "latency" else 1
+        rungs = family.ladder(self.kernel.macs, multiple)
+        return [Candidate.of(structure, self.kernel) for structure in rungs]
+
+
+def bench(
+    shape: Sequence[int],
+    size: int | Pair = 256,
+    *,
+    batch: int = 1,
+    stride: int | Pair = 1,
+    dilation: int | Pair = 1,
+    groups: int = 1,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    objective: Literal["latency", "macs"] = Settings.objective,
+    min_speedup: float = Settings.min_speedup,
+    progress: bool | None = None,
+) -> Worth:
+    """Price what could take a kernel's place: whether a cascade is worth it on this machine.
+
+    Latency does not depend on the weights, so that none are needed: every structure is timed with
+    random ones. Which error it has they decide, see ``factorize`` and ``optimize``.
+
+    Args:
+        shape: Of the weight as torch stores it, (C_out, C_in/groups, kH, kW).
+        size: Of the input image in pixels, one number or (height, width); it is padded so that the
+            output has that size over the stride.
+        batch: Images at a time.
+        stride: Stride of the convolution.
+        dilation: Dilation of the convolution.
+        groups: Groups of the convolution.
+        dtype: In which it computes.
+        device: Where it runs.
+        objective: "latency" times, "macs" counts multiplies.
+        min_speedup: From which speed-up on it pays.
+        progress: Show progress on stderr; None does so on a terminal.
+
+    Returns:
+        The prices of every family, fastest first; printing them gives a table.
+
+    Raises:
+        ValueError: An argument is out of range, or the images are too large.
+
+    Example:
+        >>> print(bench((8, 8, 7, 7), 32, objective="macs").best.fastest.structure)
+        3x3 3x3 3x3 (1, 1)
+    """
+    settings = Settings(objective=objective, min_speedup=min_speedup)
+    kernel = _kernel(shape, stride, dilation, groups)
+    where = torch.device(device)
+    asked = _Asked(kernel, _input(kernel, size, batch), dtype, where, settings)
+    pricing = asked.pricing
+    ladders = [asked.ladder(family) for family in candidates(kernel, "auto", PLAIN)]
+    found = [rungs for rungs in ladders if rungs and len(rungs[-1].taps.stages) > 1]
+    names = [f"{ladder[-1].pixels}".partition(" (")[0] for ladder in found]
+    prices = []
+    try:
+        with reporting(progress) as display:
+            for name, ladder, _ in zip(names, found, steps(display, "timing", names), strict=True):
+                prices.append(_priced(name, ladder, pricing, asked.speedups))
+    except RuntimeError as error:  # as torch says it, of memory or of a dtype
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"shape and size can't be computed: {reason}") from error
+    prices.sort(key=lambda price: price.fastest.cost.relative)
+    environment = Environment.current(where, objective == "latency")
+    dtype_name = str(dtype).removeprefix("torch.")
+    return Worth(kernel, asked.size, dtype_name, environment, asked.speedups, tuple(prices))
+
+
+def _priced(
+    name: str, ladder: Sequence[Candidate], pricing: Pricing, speedups: Sequence[float]
+) -> FamilyPrice:
+    """Price the narrowest structure of a family, and find the widest for each speed-up."""
+
+    def price(candidate: Candidate) -> Price:
+        return pricing.quick(candidate.pixels)
+
+    def tried(candidate: Candidate) -> Tried:
+        return Tried(candidate.pixels, price(candidate).cost)
+
+    within = (affordable(ladder, 1 / speedup, price) for speedup in speedups)
+    widest = tuple(tried(rungs[-1]) if rungs else None for rungs in within)
+    fastest = ladder[0].pixels
+    return FamilyPrice(name, Tried(fastest, pricing.careful(fastest).cost), widest)
+
+
+def _kernel(
+    shape: Sequence[int], stride: int | Pair, dilation: int | Pair, groups: int
+) -> ConvGeometry:
+    """Read the convolution, padded so that it keeps the size of its input over the stride."""
+    if len(shape) != 4 or not all(is_count(side) for side in shape):
+        raise ValueError(
+            "shape must be that of a weight, (C_out, C_in/groups, kH, kW), all at least 1, got "
+            f"{tuple(shape)}"
+        )
+    if not is_count(groups) or shape[0] % groups:
+        raise ValueError(f"groups must divide the {shape[0]} output channels, got {groups!r}")
+    apart = pair(dilation, "dilation")
+    padding = tuple(d * (k // 2) for d, k in zip(apart, shape[2:], strict=True))
+    return ConvGeometry.from_shape(
+        shape, stride=stride, padding=padding, dilation=apart, groups=groups
+    )
+
+
+def _input(kernel: ConvGeometry, size: int | Pair, batch: int) -> tuple[int, int, int, int]:
+    """The shape of the input."""
+    height, width = pair(size, "size")
+    if not is_count(batch):
+        raise ValueError(f"batch must be at least 1, got {batch!r}")
+    outputs = kernel.output_size(height, width)
+    if min(outputs) < 1:
+        raise ValueError(f"size must hold the kernel of {kernel.extent} pixels, got {size}")
+    values = batch * max(
+        kernel.in_channels * height * width, kernel.out_channels * math.prod(outputs)
+    )
+    if values > MOST_VALUES:
+        raise ValueError(
+            f"size and batch must make at most {MOST_VALUES} values of an image, got {values}; "
+            "take a smaller size"
+        )
+    return batch, kernel.in_channels, height, width
