@@ -5,7 +5,6 @@ answers without torch. Type checkers and editors read the same names in ``__init
 """
 
 from importlib import import_module
-from importlib.util import find_spec
 
 __version__ = "0.1.0"
 
@@ -48,5 +47,7 @@ def __getattr__(name: str) -> object:
 
 def __dir__() -> list[str]:
     """All names; ``plots`` only where there is something to draw with."""
+    from importlib.util import find_spec  # loaded late: until then Ctrl-C shows a traceback
+
     names = {*globals(), *_HOMES, *_MODULES}
     return sorted(names if find_spec("matplotlib") else names - {"plots"})

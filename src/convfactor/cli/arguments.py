@@ -92,7 +92,7 @@ def _describe_optimize(optimize: Parser) -> None:
     optimize.add_argument(
         "--json", action="store_true",
         help="print the outcome as JSON, times in seconds, in place of the table, which goes to "
-        "stderr",
+        "stderr; default: the table",
     )  # fmt: skip
 
 
@@ -114,8 +114,8 @@ def _describe_model(optimize: Parser) -> None:
     )  # fmt: skip
     optimize.add_argument(
         "--call", type=call, action="append", metavar="[TIMES*]1x3x224x224[,1x10]",
-        help="shapes of the inputs of a call, in place of --input, and how often it counts (1 by "
-        "default); repeat it for several calls, whose times are summed",
+        help="shapes of the inputs of a call, in place of --input, and how often it counts (once "
+        "unless said); repeat it for several calls, whose times are summed; default: one call",
     )  # fmt: skip
     optimize.add_argument(
         "--calibration", metavar="FILE.npz|MODULE:NAME",

@@ -10,7 +10,7 @@ EXAMPLES = {
       --output fast
   convfactor optimize model.pt2 --tolerance 0.01 --output fast --json
   convfactor optimize mymodels:net --input 1x3x64x64 --evaluate mymodels:psnr \\
-      --max-drop 0.1 --calibration mymodels:batches --skip 'head.*' --output fast
+      --max-drop 0.1 --calibration mymodels:batches --skip head --output fast
 
 A run that was interrupted goes on when the same command is given again.""",
     "show": """\
@@ -33,7 +33,8 @@ filters, with what they are by default, in pixels and degrees:
   near_sym_a:lh and other wavelets of pytorch_wavelets, with ll, lh, hl or hh""",
     "bench": """\
   convfactor bench 64x32x9x9 --size 256
-  convfactor bench 64x1x31x31 --groups 64 --size 128x192 --batch 8 --dtype bfloat16""",
+  convfactor bench 64x1x31x31 --groups 64 --size 128x192 --batch 8
+  convfactor bench 32x3x9x9 --stride 2 --dtype bfloat16 --json""",
     "env": """\
   convfactor env
   convfactor env --json > env.json""",

@@ -22,6 +22,7 @@ from torch.export import ExportedProgram
 from convfactor.cli.arguments import ARCHIVE
 from convfactor.cli.checks import split
 from convfactor.cli.kernels import suffix_of
+from convfactor.cli.messages import told
 from convfactor.cli.parsing import STREAM
 from convfactor.errors import did_you_mean
 
@@ -50,9 +51,9 @@ def _named(text: str, what: str) -> Any:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         near = did_you_mean(module_name, _modules(module_name))
-        raise ValueError(f"{what} {text!r} can't be imported: {_words(error)}{near}") from error
-    except Exception as error:  # whatever the user's module raises
-        raise ValueError(f"{what} {text!r} can't be imported: {_words(error)}") from error
+        raise ValueError(f"{what} {text!r} can't be imported: {told(error)}{near}") from error
+    except (Exception, SystemExit) as error:  # whatever the user's module raises
+        raise ValueError(f"{what} {text!r} can't be imported: {told(error)}") from error
     try:
         return functools.reduce(getattr, name.split("."), module)
     except AttributeError:
@@ -89,8 +90,8 @@ def _made(text: str, what: str, kind: type, convert: Callable[[Any], Any]) -> An
             return convert(value)
         if callable(value):
             return convert(value())
-    except Exception as error:  # whatever the user's code raises
-        raise ValueError(f"{what} {text!r} raised {_words(error)}") from error
+    except (Exception, SystemExit) as error:  # whatever the user's code raises
+        raise ValueError(f"{what} {text!r} raised {told(error)}") from error
     return value
 
 
@@ -103,7 +104,7 @@ def read_program(file: str) -> ExportedProgram:
     try:
         return torch.export.load(file)
     except Exception as error:  # readers of damaged files raise all kinds
-        raise ValueError(f"{file} can't be read as an exported program: {_words(error)}") from error
+        raise ValueError(f"{file} can't be read as an exported program: {told(error)}") from error
 
 
 def read_model(text: str, weights: str | None) -> nn.Module:
@@ -135,7 +136,7 @@ def read_model(text: str, weights: str | None) -> nn.Module:
             _load_weights(model, Path(weights))
     except Exception as error:  # readers of damaged files raise all kinds
         raise ValueError(
-            f"--weights {weights} can't be read, or does not fit {text}: {_words(error)}"
+            f"--weights {weights} can't be read, or does not fit {text}: {told(error)}"
         ) from error
     return model
 
@@ -171,7 +172,7 @@ def read_calibration(text: str) -> list[Any]:
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             return [torch.from_numpy(arrays[name]) for name in arrays.files]
     except Exception as error:  # readers of damaged files raise all kinds
-        raise ValueError(f"--calibration {text} can't be read: {_words(error)}") from error
+        raise ValueError(f"--calibration {text} can't be read: {told(error)}") from error
 
 
 def read_evaluation(text: str) -> Callable[[nn.Module], float]:
@@ -197,8 +198,3 @@ def moved(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
     if isinstance(value, Mapping):
         return {key: moved(v, device, dtype) for key, v in value.items()}
     return value
-
-
-def _words(error: Exception) -> str:
-    """An error's kind and message."""
-    return f"{type(error).__name__}: {error}"

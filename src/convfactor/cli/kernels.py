@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from convfactor import filters
+from convfactor.cli.messages import told
 from convfactor.cli.parsing import STREAM
 from convfactor.errors import did_you_mean
 
@@ -65,7 +66,8 @@ def read_kernel(text: str, tensor: str | None) -> Any:
     except ImportError:
         raise
     except Exception as error:  # readers of damaged files raise all kinds
-        raise ValueError(f"{what} can't be read: {type(error).__name__}: {error}") from error
+        reason = str(error) if type(error) is ValueError else told(error)
+        raise ValueError(f"{what} can't be read: {reason}") from error
     if isinstance(found, Mapping):
         return _chosen(found, tensor, what)
     if tensor is not None:
@@ -130,12 +132,16 @@ def _read(data: bytes) -> Any:
 def _image(data: bytes) -> Any:
     """Read the luma of an image, 0 to 1."""
     try:
-        from PIL import Image
+        from PIL import Image, UnidentifiedImageError
     except ImportError as error:
         raise ImportError(
             "images are read by Pillow, which is not installed: pip install 'convfactor[plots]'"
         ) from error
-    with Image.open(io.BytesIO(data)) as image:
+    try:
+        image = Image.open(io.BytesIO(data))
+    except UnidentifiedImageError:
+        raise ValueError("it is neither .npy, .npz, .pt or .safetensors nor an image") from None
+    with image:
         deep = image.mode in ("I;16", "I;16B", "I", "F")
         pixels = np.asarray(image if deep else image.convert("L"), dtype=np.float64)
     return pixels / {"F": 1.0}.get(image.mode, 65535.0 if deep else 255.0)

@@ -7,7 +7,7 @@ import math
 import sys
 from argparse import ArgumentTypeError
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from convfactor.cli.messages import say
 from convfactor.errors import did_you_mean
@@ -19,6 +19,10 @@ DTYPES = ("float32", "float16", "bfloat16", "float64")
 
 class Parser(argparse.ArgumentParser):
     """Reads the arguments of the program, or of one of its commands."""
+
+    def print_help(self, file: Any = None) -> None:
+        """Print the help; argparse would not say that nobody reads it, or that the disk is full."""
+        print(self.format_help(), end="", file=file)
 
     def error(self, message: str) -> NoReturn:
         """Say in one line what is wrong, and end."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from argparse import Namespace
+from collections.abc import Callable, Sequence
 
 from convfactor.cli import interrupts
 from convfactor.cli.arguments import parsers
@@ -26,55 +27,56 @@ def run(arguments: Sequence[str], own: bool) -> int:
     Returns:
         The exit status.
     """
-    status = INTERRUPTED
+    status, options = INTERRUPTED, Namespace()
     try:
-        status = _run(arguments)
-        _flush()
+        try:
+            with interrupts.at_once():
+                options = parse(*parsers(), arguments)
+                command = _loaded(options)
+            command(options)
+            status = 0
+        except SystemExit as stop:  # argparse has printed its help, or said what is wrong
+            status = int(stop.code or 0)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        status = CLOSED
     except ToleranceError as error:
-        status = _fail(error, MISSED)
-    except BrokenPipeError as error:
-        status = CLOSED if _is_closed() else _fail(error, WRONG)
+        status = _fail(error, options, MISSED)
     except (ValueError, TypeError, OSError, ImportError) as error:
-        status = _fail(error, WRONG)
+        status = _fail(error, options, WRONG)
     except KeyboardInterrupt as stop:
-        say(f"interrupted; {stop or interrupts.NOTHING}")
+        status = INTERRUPTED
+        say(f"interrupted; {str(stop) or interrupts.NOTHING}")
     if own:
         interrupts.ignore()  # what is left takes down Python
+        _drop()
     return status
 
 
-def _run(arguments: Sequence[str]) -> int:
-    """Check the arguments, and run the command."""
-    with interrupts.at_once():
-        options = parse(*parsers(), arguments)
-        from convfactor.cli.checks import check
+def _loaded(options: Namespace) -> Callable[[Namespace], None]:
+    """Check the arguments, and load the command."""
+    from convfactor.cli.checks import check
 
-        check(options)
-        from convfactor.cli import commands  # loads torch, which takes seconds
+    check(options)
+    from convfactor.cli import commands  # loads torch, which takes seconds
 
-        command = commands.find(options)
-    command(options)
-    return 0
+    return commands.find(options)
 
 
-def _fail(error: Exception, status: int) -> int:
+def _fail(error: Exception, options: Namespace, status: int) -> int:
     """Report a user's mistake."""
-    say(f"error: {spoken(str(error))}")
+    say(f"error: {spoken(str(error), options)}")
     return status
 
 
-def _flush() -> None:
-    """Write what is left, so that it is known whether anybody reads it."""
-    if sys.stdout is not None:
-        sys.stdout.flush()
-
-
-def _is_closed() -> bool:
-    """Whether nobody reads stdout any more; what is left is then dropped."""
-    try:
-        _flush()
-    except BrokenPipeError:
-        with open(os.devnull, "wb") as nothing:
-            os.dup2(nothing.fileno(), sys.stdout.fileno())
-        return True
-    return False
+def _drop() -> None:
+    """Drop what can't be written, of which Python would complain."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            with open(os.devnull, "wb") as nothing:
+                os.dup2(nothing.fileno(), stream.fileno())
+        except AttributeError:  # it was closed before the start
+            continue

@@ -108,7 +108,7 @@ def bench(
 
     Example:
         >>> print(bench((8, 8, 7, 7), 32, objective="macs").best.fastest.structure)
-        3x3 3x3 3x3 (1, 1)
+        1x1 7x1 1x7 1x1 (1, 1, 1)
     """
     settings = Settings(objective=objective, min_speedup=min_speedup)
     kernel = _kernel(shape, stride, dilation, groups)
@@ -135,17 +135,18 @@ def bench(
 def _priced(
     name: str, ladder: Sequence[Candidate], pricing: Pricing, speedups: Sequence[float]
 ) -> FamilyPrice:
-    """Price the narrowest structure of a family, and find the widest for each speed-up."""
+    """Find the widest structure of a family for each speed-up, and the fastest on the way."""
+    known: dict[Candidate, Price] = {}
 
     def price(candidate: Candidate) -> Price:
-        return pricing.quick(candidate.pixels)
+        known[candidate] = pricing.quick(candidate.pixels)
+        return known[candidate]
 
-    def tried(candidate: Candidate) -> Tried:
-        return Tried(candidate.pixels, price(candidate).cost)
-
-    within = (affordable(ladder, 1 / speedup, price) for speedup in speedups)
-    widest = tuple(tried(rungs[-1]) if rungs else None for rungs in within)
-    fastest = ladder[0].pixels
+    price(ladder[0])
+    within = [affordable(ladder, 1 / speedup, price) for speedup in speedups]
+    widest = tuple(Tried(rungs[-1].pixels, price(rungs[-1]).cost) if rungs else None
+                   for rungs in within)  # fmt: skip
+    fastest = min(known, key=lambda candidate: known[candidate].relative).pixels
     return FamilyPrice(name, Tried(fastest, pricing.careful(fastest).cost), widest)
 
 
@@ -180,7 +181,6 @@ def _input(kernel: ConvGeometry, size: int | Pair, batch: int) -> tuple[int, int
     )
     if values > MOST_VALUES:
         raise ValueError(
-            f"size and batch must make at most {MOST_VALUES} values of an image, got {values}; "
-            "take a smaller size"
+            f"size must be smaller: {values} values of {batch} images are more than {MOST_VALUES}"
         )
     return batch, kernel.in_channels, height, width

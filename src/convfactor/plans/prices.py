@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +25,7 @@ class FamilyPrice:
 
     Attributes:
         name: The stages without their widths.
-        fastest: The narrowest.
+        fastest: The fastest of those that were priced.
         widest: For each speed-up that is told, the widest that reaches it; None where none does.
     """
 
@@ -136,12 +137,12 @@ class Worth:
         if self.best is None:
             return ["not worth it: no structure has fewer multiplies"]
         fastest = self.best.fastest
+        best = f"at best {fastest.cost}, by {fastest.structure}"
         if not self.pays:
-            return [f"not worth it here: at best {fastest.structure}, {fastest.cost}"]
-        return [
-            f"worth it here where the widths suffice: at best {fastest.structure}, {fastest.cost}",
-            "the error depends on the weights: convfactor factorize and optimize tell it",
-        ]
+            return textwrap.wrap(f"not worth it here: {best}", WIDTH)
+        text = f"worth it here where the widths are enough for the error: {best}"
+        more = "which they are depends on the weights: convfactor factorize and optimize tell"
+        return [*textwrap.wrap(text, WIDTH), more]
 
 
 def _times(cost: Cost) -> str:

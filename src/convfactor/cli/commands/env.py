@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import json
 from argparse import Namespace
 
 from convfactor.environment import describe
+
+with contextlib.suppress(Exception):  # which is told; halfway it can't be interrupted
+    importlib.import_module("torch")
 
 
 def run(options: Namespace) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import sys
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,9 @@ import torch
 import convfactor
 from convfactor import Factorization, Stage
 from convfactor.cli.kernels import read_kernel
-from convfactor.cli.messages import say
 from convfactor.cli.parsing import STREAM
+from convfactor.cli.streams import write
 from convfactor.plans.settings import TOLERANCE
-from convfactor.plans.storage import replace_file
 from convfactor.plans.words import sides
 
 convfactor.factorize  # noqa: B018 - loads what takes long, which can't be interrupted halfway
@@ -45,24 +43,13 @@ def run(options: Namespace) -> None:
         time_limit=options.time_limit,
     )
     if options.plot is not None:
-        _write("--plot", options.plot, _picture(options, weight, found))
+        write("--plot", options.plot, _picture(options, weight, found))
     if options.output is not None:
-        _write("--output", options.output, _weights(options.output, found))
+        write("--output", options.output, _weights(options.output, found))
     if options.json:
         print(json.dumps(_record(options.kernel, tolerance, found), indent=2))
     elif STREAM not in (options.plot, options.output):
         print("\n".join(_lines(options.kernel, tolerance, found)))
-
-
-def _write(name: str, target: str, data: bytes) -> None:
-    """Write a file, or to stdout."""
-    if target != STREAM:
-        replace_file(Path(target), data)
-        say(f"wrote {target}")
-        return
-    if sys.stdout.isatty():
-        raise ValueError(f"{name} -: a terminal does not show this, give a file or a pipe")
-    sys.stdout.buffer.write(data)
 
 
 def _picture(options: Namespace, weight: Any, found: Factorization) -> bytes:
@@ -91,7 +78,8 @@ def _lines(name: str, tolerance: float | None, found: Factorization) -> list[str
     kernel = found.geometry
     lone = kernel.in_channels == kernel.out_channels == 1
     size = "x".join(map(str, kernel.kernel_size if lone else kernel.weight_shape))
-    met = {None: "", True: f", within {tolerance}", False: f", above {tolerance}"}[found.met]
+    met = "" if tolerance is None else f", {'within' if found.error <= tolerance else 'above'} "
+    met += "" if tolerance is None else f"{tolerance:g}"
     ratio = kernel.macs / found.macs
     fewer = (
         f", {ratio:.2f}x fewer than {kernel.macs}" if ratio > 1 else f" as against {kernel.macs}"

@@ -7,8 +7,8 @@ from typing import Any
 
 from convfactor.cli.arguments import PROGRAM, REPORTS
 from convfactor.cli.given import read_model, read_program
-from convfactor.cli.messages import say
 from convfactor.cli.parsing import STREAM
+from convfactor.cli.streams import write
 from convfactor.errors import did_you_mean
 from convfactor.plans.plan import Plan
 from convfactor.plans.storage import PLAN_FILE
@@ -29,12 +29,7 @@ def run(options: Namespace) -> None:
         if target is None:
             continue
         extra = {"model": model} if name == "html" else {}
-        write = getattr(plan, f"to_{name}")
-        if target == STREAM:
-            print(write(**extra), end="")
-        else:
-            write(target, **extra)
-            say(f"wrote {target}")
+        write(f"--{name}", target, getattr(plan, f"to_{name}")(**extra))
 
 
 def _loaded(options: Namespace) -> Plan:
