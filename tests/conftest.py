@@ -3,6 +3,11 @@ import os
 import torch
 from hypothesis import HealthCheck, settings
 
+# Whoever runs the tests, in a terminal or not: tables are as wide as in a pipe, and plain.
+os.environ["COLUMNS"] = "120"
+for name in ("NO_COLOR", "FORCE_COLOR"):
+    os.environ.pop(name, None)
+
 # Tests are small: threads cost more than they give, above all where several processes run tests.
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)

@@ -54,8 +54,9 @@ def folder(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def run(capsys) -> Callable[..., Ran]:
+def run(capsys, monkeypatch) -> Callable[..., Ran]:
     """Run a command in this process."""
+    monkeypatch.setattr("convfactor.progress.EVERY", 1e6)  # no lines on a slow machine
 
     def run(*arguments: object) -> Ran:
         capsys.readouterr()

@@ -26,7 +26,7 @@ def actions(command: str) -> list[argparse.Action]:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_option_has_help_with_its_default_and_unit(command, run):
+def test_every_option_has_help_with_its_default_and_unit(command, run, monkeypatch):
     for action in actions(command):
         assert action.help, action.dest
         if action.option_strings and not action.required and action.dest != "help":
@@ -35,6 +35,7 @@ def test_every_option_has_help_with_its_default_and_unit(command, run):
             )  # fmt: skip
             asked = command == "factorize" and action.dest in ("tolerance", "stages", "widths")
             assert "default: " in action.help or budget or asked, action.dest
+    monkeypatch.setenv("COLUMNS", "80")
     ran = run(command, "--help")
     assert ran.status == 0
     assert max(map(len, ran.out.splitlines())) <= 80

@@ -142,7 +142,7 @@ def interrupt(*args, **kwargs):
         ),
         (
             "theirs:small",
-            "convfactor.cli.commands.optimize.say",
+            "convfactor.cli.commands.optimize.note",
             "the result in out is complete",
         ),
     ],

@@ -532,7 +532,7 @@ def test_calibration_that_the_model_does_not_take_is_refused_before_any_work(sol
 
 def test_calibration_may_be_a_generator():
     plan = convfactor.plan(conv(), images(), 1e-3, calibration=(b for b in batches(4)), **MACS)
-    assert str(plan.calibration).startswith("3 calibration batches, errors on 1 other (")
+    assert str(plan.calibration) == "3 calibration batches, errors on 1 other"
     assert plan.entries[0].decision.errors is not None
 
 

@@ -237,6 +237,9 @@ def test_plans_that_do_not_agree_are_refused(planned, original):
     ):
         with pytest.raises(ValueError, match=message):
             planned.merge(replace(less, **change))
+    first, second = (replace(less, calibration=HeldOut(1, 1, digit * 64)) for digit in "01")
+    with pytest.raises(ValueError, match=r"sha256='0{64}'.* and HeldOut\(.*sha256='1{64}'"):
+        first.merge(second)
 
 
 def test_a_merged_plan_is_kept_in_files(planned, original, tmp_path):

@@ -53,14 +53,16 @@ def test_the_header_says_what_the_errors_are(plan):
     assert second == "objective: multiplies, nothing was timed"
     assert torch.__version__ in third
     assert plan.calibration == HeldOut(3, 1, plan.calibration.sha256)
-    assert f"errors on 1 other ({plan.calibration.sha256[:12]}))" in first
+    assert first.endswith("errors on 1 other)")
+    assert third.endswith(", 1 thread")
+    threads = replace(plan, environment=replace(plan.environment, threads=2))
+    assert str(threads).splitlines()[2].endswith(", 2 threads")
     assert len(plan.calibration.sha256) == 64
     white = replace(plan, calibration=WhiteNoise())
     assert str(white).startswith("tolerance 0.001 (weight error; white noise)")
     more = replace(plan, calibration=HeldOut(1, 2, "0123456789abcdef"))
     assert str(more).startswith(
-        "tolerance 0.001 (relative output error; "
-        "1 calibration batch, errors on 2 others (0123456789ab))\n"
+        "tolerance 0.001 (relative output error; 1 calibration batch, errors on 2 others)\n"
     )
 
 
@@ -137,7 +139,6 @@ def test_no_word_of_a_long_reason_is_lost(plan):
     wide = renamed(kept, "features.12.depthwise.conv")
     text = str(replace(plan, entries=(wide,)))
     assert set(reason.split()) <= set(text.split())
-    assert max(map(len, text.splitlines())) <= 150
 
 
 def hostile(plan: Plan) -> Plan:

@@ -63,6 +63,7 @@ def _describe_demo(demo: Parser) -> None:
         help="by how many dB of PSNR the network may get worse; default: %(default)s",
     )  # fmt: skip
     _describe_workers(demo)
+    kernel_arguments.describe_progress(demo)
 
 
 def _describe_show(show: Parser) -> None:
@@ -207,6 +208,7 @@ def _describe_settings(optimize: Parser) -> None:
         "--seed", type=whole, default=Settings.seed, metavar="N",
         help="of everything drawn at random; default: %(default)s",
     )  # fmt: skip
+    kernel_arguments.describe_progress(optimize)
 
 
 def _describe_workers(command: Any) -> None:

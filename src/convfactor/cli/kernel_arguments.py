@@ -26,6 +26,7 @@ from convfactor.scalars import check_fraction
 
 PICTURES = (".png", ".svg", ".pdf")
 ARCHIVES = (".npz", ".safetensors")
+PROGRESS = ("auto", "bar", "lines")
 SHELLS = ("bash", "zsh", "tcsh")
 
 
@@ -108,6 +109,7 @@ def _describe_factorize(factorize: Parser) -> None:
         help="write the weights of the stages, .npz or .safetensors, - for .npz on stdout in place "
         "of the text; default: not written",
     )  # fmt: skip
+    describe_progress(factorize)
     _describe_json(factorize)
 
 
@@ -142,6 +144,7 @@ def _describe_bench(bench: Parser) -> None:
         "--min-speedup", type=number, default=Settings.min_speedup, metavar="FACTOR",
         help="how many times as fast it must be to pay; default: %(default)s",
     )  # fmt: skip
+    describe_progress(bench)
     _describe_json(bench)
 
 
@@ -158,6 +161,20 @@ def _describe_convolution(command: Parser) -> None:
     command.add_argument(
         "--groups", type=whole, default=1, metavar="N",
         help="of channels; those of the outputs for a depthwise kernel; default: %(default)s",
+    )  # fmt: skip
+
+
+def describe_progress(command: Parser) -> None:
+    """What is told on stderr while it works."""
+    command.add_argument(
+        "--progress", type=one_of(*PROGRESS), default="auto", metavar=f"{{{','.join(PROGRESS)}}}",
+        help="on stderr: a bar, a line every ten seconds, or auto: a bar on a terminal and lines "
+        "elsewhere; default: %(default)s",
+    )  # fmt: skip
+    command.add_argument(
+        "--quiet", action="store_true",
+        help="tell only what is wrong, and no progress but by --progress bar or lines; default: "
+        "tell also what was written",
     )  # fmt: skip
 
 

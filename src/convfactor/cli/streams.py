@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from convfactor.cli.messages import say
+from convfactor.cli.notes import note
 from convfactor.cli.parsing import STREAM
 from convfactor.plans.storage import replace_file
 
@@ -35,4 +35,4 @@ def write(option: str, target: str, data: bytes | str) -> None:
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise OSError(f"{option} {target} can't be written: {reason}") from error
-    say(f"wrote {target}")
+    note(f"wrote {target}")

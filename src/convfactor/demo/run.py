@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from concurrent.futures import Executor
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
 import convfactor
 from convfactor.demo import network, photographs
+from convfactor.plans.tables import show
+from convfactor.progress import Show
+from convfactor.terminal import console, width
 
 RIM = 6
 DETAIL = (slice(24, 204), slice(150, 330))
@@ -34,7 +37,9 @@ def check_packages() -> None:
         )
 
 
-def demo(output: Path, max_drop: float, executor: Executor | None = None) -> None:
+def demo(
+    output: Path, max_drop: float, executor: Executor | None = None, progress: Show = None
+) -> None:
     """Optimize the demo's network on its training photographs and judge it on the others.
 
     The network may lose some PSNR on two of those with sharp edges, to which nothing is fitted.
@@ -46,6 +51,7 @@ def demo(output: Path, max_drop: float, executor: Executor | None = None) -> Non
         output: Folder for the plan, the report and the picture.
         max_drop: By how many dB the network may get worse.
         executor: Where to solve; None does so in this process.
+        progress: How progress is shown, as for ``convfactor.optimize``.
 
     Raises:
         ImportError: The packages of the extra ``demo`` are missing.
@@ -67,16 +73,17 @@ def demo(output: Path, max_drop: float, executor: Executor | None = None) -> Non
         max_drop=max_drop,
         calibration=[photographs.degrade(picture) for picture in training.values()],
         executor=executor,
+        progress=progress,
     )
     plan.save(output)
     plan.to_html(output / "report.html", model)
-    print(plan)
+    show(plan)
     print()
     with torch.no_grad():
         results = {
             name: (x, model(x).clamp(0, 1), fast(x).clamp(0, 1)) for name, x in inputs.items()
         }
-    Console(width=100).print(_quality(testing, results))
+    console(sys.stdout, width()).print(_quality(testing, results))
     picture = output / "comparison.png"
     _draw(testing["astronaut"], results["astronaut"], picture)
     parameters = [sum(p.numel() for p in m.parameters()) for m in (model, fast)]

@@ -30,7 +30,7 @@ from convfactor.factorization.question import (
     size_name,
 )
 from convfactor.factorization.solvers import Request, alternating
-from convfactor.progress import reporting
+from convfactor.progress import Show, check_progress, reporting
 
 TAPERS = (1.0, 0.5, 0.0)
 
@@ -51,7 +51,7 @@ def factorize(
     solver: Literal["auto", "alternating"] = "auto",
     seed: int = 0,
     strict: bool = False,
-    progress: bool | None = None,
+    progress: Show = None,
     time_limit: float = 10.0,
 ) -> Factorization:
     """Factorize a convolution kernel into a cascade of 3x3 stages.
@@ -86,7 +86,10 @@ def factorize(
         solver: "auto", or "alternating" for the original gradient descent with restarts.
         seed: Seed of the random starts.
         strict: Raise where the tolerance is not met.
-        progress: Show progress on stderr; None does so on a terminal.
+        progress: True draws a bar on stderr where that is a terminal, and elsewhere writes a line
+            there every ten seconds; "bar" and "lines" choose one of them, False shows nothing.
+            None draws a bar on a terminal, and elsewhere gives the lines to ``logging``, to
+            "convfactor.progress" at level INFO.
         time_limit: Seconds of processor time of this thread that solving may take; ``math.inf`` for
             no limit.
 
@@ -103,6 +106,7 @@ def factorize(
         ([(1, 1, 3, 3), (1, 1, 3, 3), (1, 1, 3, 3)], True)
     """
     check_numbers(ridge, seed, time_limit)
+    check_progress(progress)
     array = read_weight(weight)
     kernel = read_kernel(array, groups, stride, dilation)
     question = Question(tolerance, stages, widths, structure, solver)

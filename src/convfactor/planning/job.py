@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from rich.progress import Progress
 from torch import nn
 from torch.export import ExportedProgram
 from torch.utils._pytree import tree_structure
@@ -33,7 +34,7 @@ from convfactor.planning.whole import time_models
 from convfactor.plans.decisions import WholeModel
 from convfactor.plans.plan import Plan
 from convfactor.plans.settings import Settings
-from convfactor.progress import reporting
+from convfactor.progress import Show, reporting, step
 
 WHOLE_SECONDS = 3.0
 # Of what is replaced, so much is undone at a time: one of few, and not one by one of many.
@@ -122,10 +123,24 @@ class Job:
         batches = () if self.batches is None else self.batches.held_out
         return OutputError(self.model, batches or self.inputs.calls, settings.model_tolerance, seed)
 
-    def plan(self, strict: bool, progress: bool | None) -> Plan:
+    def plan(self, strict: bool, progress: Show) -> Plan:
         """Make the plan."""
-        quality = self.quality
-        with reporting(progress) as display, isolated(self.settings.seed):
+        with reporting(progress) as display:
+            return self._plan(strict, display)
+
+    def optimize(self, strict: bool, progress: Show) -> tuple[nn.Module | ExportedProgram, Plan]:
+        """Make the plan and the faster model."""
+        with reporting(progress) as display:
+            chosen = self._plan(strict, display)
+            with isolated(self.settings.seed), step(display, "comparing models"):
+                chosen = self._accounted(self.compare(chosen))
+                return chosen.apply(self.given), chosen
+
+    def _plan(self, strict: bool, display: Progress) -> Plan:
+        """Make the plan, and show how far it is."""
+        with step(display, "running the model"):
+            quality = self.quality
+        with isolated(self.settings.seed):
             result = make_plan(
                 self.model,
                 self.inputs,
@@ -138,20 +153,11 @@ class Job:
                 quality,
                 self.executor,
             )
-            result = self._accounted(self.judge.sound(self._unchanged(result)))
+            with step(display, "checking the model"):
+                result = self._accounted(self.judge.sound(self._unchanged(result)))
         if strict:
             _demand_budget(result)
         return result
-
-    def optimize(
-        self, strict: bool, progress: bool | None
-    ) -> tuple[nn.Module | ExportedProgram, Plan]:
-        """Make the plan and the faster model."""
-        chosen = self.plan(strict, progress)
-        with reporting(progress) as display, isolated(self.settings.seed):
-            display.add_task("comparing the whole model", total=None, detail="")
-            chosen = self._accounted(self.compare(chosen))
-            return chosen.apply(self.given), chosen
 
     def _selecting(self) -> Patterns | Predicate | None:
         """Show the user's own modules to a function, which may compare their identity."""

@@ -179,7 +179,7 @@ class Layer:
             price = self.careful_price_of(trial.candidate, PATIENCE)
         if price.relative <= self.bar and price.cost.decides(self.bar):
             return self.replaced(trial, price)
-        tried = Tried(trial.candidate.pixels, price.cost)
+        tried = Tried(trial.candidate.pixels, price.cost, trial.error, trial.errors)
         if price.cost.decides(self.bar):
             text = f"{trial.candidate.taps} meets the tolerance, but {price.cost}, timed carefully"
             return Kept(Reason("speed", f"{price.cost}", text), tried)

@@ -18,6 +18,7 @@ from convfactor.planning.job import Job
 from convfactor.planning.quality import Evaluate
 from convfactor.plans.plan import Plan
 from convfactor.plans.settings import Settings
+from convfactor.progress import Show, check_progress
 
 M = TypeVar("M", nn.Module, ExportedProgram)
 
@@ -40,7 +41,7 @@ def plan(
     structures: Literal["auto", "cascade"] = Settings.structures,
     strict: bool = False,
     seed: int = Settings.seed,
-    progress: bool | None = None,
+    progress: Show = None,
     checkpoint: str | os.PathLike[str] | None = None,
     time_limit: float | None = None,
     executor: Executor | None = None,
@@ -87,7 +88,10 @@ def plan(
             pair Kx1, 1xK, and depthwise or narrow large stages between 1x1 ones.
         strict: Raise where a layer misses the tolerance, or nothing is within the model's budget.
         seed: Seed of everything drawn at random.
-        progress: Show progress on stderr; None does so on a terminal.
+        progress: True draws bars on stderr where that is a terminal, and elsewhere writes a line
+            there every ten seconds: stage, layer and time; "bar" and "lines" choose one of them,
+            False shows nothing. None draws bars on a terminal, and elsewhere gives the lines to
+            ``logging``, to "convfactor.progress" at level INFO.
         checkpoint: Folder that keeps what is found as it is found; an interrupted run with the
             same arguments goes on from there.
         time_limit: Seconds after which the best plan so far is taken, where there is a budget for
@@ -115,6 +119,7 @@ def plan(
         evaluate,
         refine,
         time_limit,
+        progress,
         select=select,
         checkpoint=checkpoint,
         executor=executor,
@@ -149,7 +154,7 @@ def optimize(
     structures: Literal["auto", "cascade"] = Settings.structures,
     strict: bool = False,
     seed: int = Settings.seed,
-    progress: bool | None = None,
+    progress: Show = None,
     checkpoint: str | os.PathLike[str] | None = None,
     time_limit: float | None = None,
     executor: Executor | None = None,
@@ -179,6 +184,7 @@ def optimize(
         evaluate,
         refine,
         time_limit,
+        progress,
         select=select,
         checkpoint=checkpoint,
         executor=executor,
@@ -203,6 +209,7 @@ def _job(
     evaluate: Evaluate | None,
     refine: bool | None,
     time_limit: float | None,
+    progress: Show,
     *,
     select: Select | None,
     checkpoint: str | os.PathLike[str] | None,
@@ -211,6 +218,7 @@ def _job(
 ) -> Job:
     """Check the arguments."""
     check_budget(evaluate, executor)
+    check_progress(progress)
     whole = asked["model_tolerance"] is not None or asked["max_drop"] is not None
     settings = Settings(
         **asked,

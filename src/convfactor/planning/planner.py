@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from concurrent.futures import Executor
 from pathlib import Path
 
@@ -23,6 +24,8 @@ from convfactor.plans.decisions import Entry
 from convfactor.plans.plan import Plan
 from convfactor.plans.settings import Settings
 from convfactor.progress import steps
+
+logger = logging.getLogger(__name__)
 
 
 def make_plan(
@@ -61,7 +64,7 @@ def make_plan(
     prepared = Prepared.of(model, inputs, batches, settings, select, progress, checkpoint, clock)
     if quality is None:
         return _decide_each(prepared, checkpoint, clock, progress)
-    memo = Memo(checkpoint, str(prepared.plan.calibration))
+    memo = Memo(checkpoint, repr(prepared.plan.calibration))
     spender = Spender(prepared, model, inputs, batches, quality, clock, progress, memo)
     return spender.spend(executor)
 
@@ -82,6 +85,7 @@ def _decide_each(
                 layer = prepared.layers[one]
                 decision = layer.decide(prepared.data.pop(layer.site, None), report)
             plan = plan.extended(Entry(one.subject, decision))
+            logger.debug("%s: %s, %s", one.subject.name, decision.label, decision.why)
             keeper.keep(plan)
     finally:
         if plan.entries:

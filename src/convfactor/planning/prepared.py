@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +28,10 @@ from convfactor.plans.circumstances import Call, Environment, WhiteNoise
 from convfactor.plans.decisions import Decision, Kept
 from convfactor.plans.plan import Plan
 from convfactor.plans.settings import Settings
-from convfactor.progress import steps
+from convfactor.plans.words import counted
+from convfactor.progress import step, steps
+
+logger = logging.getLogger(__name__)
 
 UNREACHED = Kept(
     Reason("uncalled", "not called", "not called with calibration data to fit on and to verify on")
@@ -67,11 +71,18 @@ class Prepared:
         clock: Clock,
     ) -> Prepared:
         """Look at a model; see ``make_plan`` for the arguments and errors."""
-        found = find(model, inputs, settings.min_kernel_size, select)
+        with step(progress, "finding layers"):
+            found = find(model, inputs, settings.min_kernel_size, select)
         _check_weights(found)
         device = next((s.weight.device for s in found if isinstance(s, Site)), torch.device("cpu"))
         identity = WhiteNoise() if batches is None else batches.identity
         environment = Environment.current(device, settings.objective == "latency")
+        if environment.busy:
+            threads = counted(environment.threads, "thread")
+            logger.warning(
+                "the machine is busy, with a load of %.1f for %s: times will be off, plan when it "
+                "is quiet", environment.load, threads,
+            )  # fmt: skip
         plan = Plan((), settings, environment, identity, calls=_calls(inputs))
         earlier = decided(checkpoint, plan)
         known: dict[Found, Decision] = {

@@ -179,10 +179,10 @@ class Spender:
 
     def _try(self, choice: Choice) -> Try:
         """Solve, refine and measure a choice."""
-        trials = {
-            i: self._frontiers[i].solve(point.candidate, SOLVE_SECONDS)
-            for i, point in choice.items()
-        }
+        trials = {}
+        for i, point in choice.items():
+            self._hear(f"{self._sites[i].subject.name}: {point.candidate.taps}")
+            trials[i] = self._frontiers[i].solve(point.candidate, SOLVE_SECONDS)
         plan = self._plan(trials)
         tried = Try(choice, trials, plan, self._loss(plan))
         if not plan.settings.refine or self.batches is None:
@@ -245,7 +245,7 @@ class Spender:
         return self.quality.loss(plan.rewrite(copied(self.model)))
 
     def _hear(self, text: str) -> None:
-        """Show how far the refinement is."""
+        """Show what is solved, and how far the refinement is."""
         self.progress.update(self._task, detail=text)
 
     def _steps(self, description: str) -> Iterator[Told]:

@@ -20,7 +20,7 @@ from convfactor.plans.circumstances import Environment
 from convfactor.plans.decisions import Tried
 from convfactor.plans.prices import FamilyPrice, Worth
 from convfactor.plans.settings import Settings
-from convfactor.progress import reporting, steps
+from convfactor.progress import Show, reporting, steps
 from convfactor.scalars import is_count
 
 SPEEDUPS = (2.0, 4.0)
@@ -79,7 +79,7 @@ def bench(
     device: torch.device | str = "cpu",
     objective: Literal["latency", "macs"] = Settings.objective,
     min_speedup: float = Settings.min_speedup,
-    progress: bool | None = None,
+    progress: Show = None,
 ) -> Worth:
     """Price what could take a kernel's place: whether a cascade is worth it on this machine.
 
@@ -98,7 +98,7 @@ def bench(
         device: Where it runs.
         objective: "latency" times, "macs" counts multiplies.
         min_speedup: From which speed-up on it pays.
-        progress: Show progress on stderr; None does so on a terminal.
+        progress: How progress is shown, see ``optimize``.
 
     Returns:
         The prices of every family, fastest first; printing them gives a table.

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 
 import torch
 
+from convfactor.plans.words import counted
+
 
 @dataclass(frozen=True)
 class Environment:
@@ -44,7 +46,7 @@ class Environment:
         return cls(
             torch_version=str(torch.__version__),
             device=name,
-            machine=f"{platform.machine()}, {os.cpu_count()} cores",
+            machine=f"{platform.machine()}, {counted(os.cpu_count() or 1, 'core')}",
             threads=torch.get_num_threads(),
             load=os.getloadavg()[0] if timed and hasattr(os, "getloadavg") else 0.0,
         )
@@ -79,8 +81,8 @@ class HeldOut:
         """Tell how much there is."""
         labels = f" without the labels in {' and '.join(self.labels)}" if self.labels else ""
         return (
-            f"{self.fit} calibration {'batch' if self.fit == 1 else 'batches'}{labels}, errors on "
-            f"{self.held_out} {'other' if self.held_out == 1 else 'others'} ({self.sha256[:12]})"
+            f"{counted(self.fit, 'calibration batch', 'calibration batches')}{labels}, errors on "
+            f"{counted(self.held_out, 'other')}"
         )
 
 

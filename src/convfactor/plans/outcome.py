@@ -5,10 +5,7 @@ from __future__ import annotations
 from convfactor.plans.decisions import Decisions, WholeModel
 from convfactor.plans.settings import Settings
 from convfactor.plans.spending import Spending
-from convfactor.plans.words import percent, spread
-
-# Distance of the quartiles of a quiet machine's timings: a few per cent.
-UNSTEADY = 0.2
+from convfactor.plans.words import counted, percent, spread
 
 
 def budget(settings: Settings) -> str:
@@ -68,27 +65,11 @@ def output_error(whole: WholeModel) -> str:
     return ", ".join(percent(error) for error in whole.errors) or "no floating-point output"
 
 
-def unsteady(plan: Decisions) -> list[str]:
-    """That times may be off, where other work ran beside this."""
-    environment, whole = plan.environment, plan.whole
-    signs = []
-    if environment.busy:
-        signs.append(f"a load of {environment.load:.1f} with {environment.threads} threads in use")
-    timings = () if whole is None else (whole.before, whole.after)
-    spreads = [timing.spread for timing in timings if timing is not None]
-    if max(spreads, default=0.0) > UNSTEADY:
-        signs.append(f"half of the times of the whole model lie {max(spreads):.0%} apart")
-    if not signs or plan.settings.objective == "macs":
-        return []
-    return [f"the machine was busy ({', '.join(signs)}): plan again when it is quiet"]
-
-
 def _spent(settings: Settings, spending: Spending) -> str:
     """What was lost, of what was allowed, and before refinement."""
     notes = [] if spending.refined is None else [f"{_loss(settings, spending.solved)} unrefined"]
     if spending.before is None:
-        count = spending.samples
-        notes.append(f"{count} {'batch' if count == 1 else 'batches'} that no fit has seen")
+        notes.append(f"{counted(spending.samples, 'batch', 'batches')} that no fit has seen")
         text = f"output error {percent(spending.loss)} of {percent(spending.limit)} allowed"
     else:
         sign = -1 if settings.higher_is_better else 1

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from convfactor.plans import outcome, report, words
+from convfactor.plans import hints, outcome, report, words
 from convfactor.plans.decisions import Decisions, Entry, Replaced
 from convfactor.plans.pictures import LEVELS, Channels, Picture, strongest
 from convfactor.plans.spending import Spending
@@ -114,6 +114,7 @@ def to_html(plan: Decisions, originals: Mapping[int, Tensor]) -> str:
         output_error=None if plan.whole is None else outcome.output_error(plan.whole),
         budget=outcome.budget(plan.settings),
         spent=outcome.spent(plan),
+        hints=hints.hints(plan),
         frontier=None if plan.spending is None else Frontier.of(plan.spending),
         isfinite=math.isfinite,
         with_originals=bool(originals),

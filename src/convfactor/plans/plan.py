@@ -19,7 +19,7 @@ from convfactor.model.copies import copied
 from convfactor.model.formats import channels_last
 from convfactor.model.reasons import Reason
 from convfactor.model.rewrite import Exchange
-from convfactor.plans import pages, records, report, reverting, storage
+from convfactor.plans import pages, records, report, reverting, storage, tables
 from convfactor.plans.decisions import Decisions, Entry, Kept, Replaced, Swapped
 from convfactor.plans.selection import matching, merged
 
@@ -213,8 +213,8 @@ class Plan(Decisions):
         return functools.reduce(lambda plan, i: plan.keeping(i, LEFT_OUT), indices, start)
 
     def __str__(self) -> str:
-        """Table of the decisions with the whole model under it."""
-        return report.to_text(self)
+        """Table of the decisions with the whole model under it, as wide as the terminal."""
+        return tables.to_text(self)
 
     def to_html(
         self,

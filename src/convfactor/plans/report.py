@@ -1,4 +1,4 @@
-"""A plan as text that a person can read, and as a table for other programs."""
+"""What a plan says, in cells and lines; as Markdown, and as a table for other programs."""
 
 from __future__ import annotations
 
@@ -8,15 +8,10 @@ import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
 from convfactor.plans.decisions import Decisions, Entry, Replaced
-from convfactor.plans.outcome import budget, called, spent, unsteady, whole
-from convfactor.plans.words import milliseconds, percent, sides
-
-WIDTH = 200  # more than the columns can take together, so that nothing is cut off
+from convfactor.plans.hints import hints
+from convfactor.plans.outcome import budget, called, spent, whole
+from convfactor.plans.words import counted, milliseconds, percent, sides
 
 
 class Row(NamedTuple):
@@ -39,7 +34,7 @@ HEADINGS = Row(
     layer="layer",
     kernel="kernel",
     decision="decision",
-    structure="stages (hidden widths)",
+    structure="stages\n(hidden widths)",
     error="error",
     worst_batch="worst\nbatch",
     worst_channel="worst\nchannel",
@@ -49,7 +44,6 @@ HEADINGS = Row(
     reason="reason",
 )
 FIGURES = ("error", "worst_batch", "worst_channel", "border", "before", "after")
-MOST_WIDTH = {"layer": 24, "structure": 24, "reason": 30}
 
 COLUMNS = {
     "layer": "subject.name",
@@ -90,39 +84,8 @@ COLUMNS = {
 }
 
 
-def to_text(plan: Decisions) -> str:
-    """Table of the decisions, what they were measured on, and the whole model."""
-    if not plan.entries:
-        return nothing(plan)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for name, heading in HEADINGS._asdict().items():
-        width = MOST_WIDTH.get(name)
-        table.add_column(
-            heading,
-            justify="right" if name in FIGURES else "left",
-            max_width=width,
-            overflow="fold" if name in ("layer", "structure") else "ellipsis",
-            no_wrap=width is None,
-        )
-    for entry in plan.entries:
-        table.add_row(*row(entry))
-    buffer = io.StringIO()
-    console = Console(
-        file=buffer,
-        width=WIDTH,
-        color_system=None,
-        legacy_windows=False,
-        markup=False,
-        emoji=False,
-        force_jupyter=False,  # there the table would be shown, not written
-    )
-    console.print(table)
-    lines = [line.rstrip() for line in buffer.getvalue().splitlines()]
-    return "\n".join([*_header(plan), *lines, *_footer(plan)])
-
-
 def to_markdown(plan: Decisions) -> str:
-    """The same as a table of GitHub's Markdown."""
+    """The decisions as a table of GitHub's Markdown, with what ``print`` shows around it."""
     if not plan.entries:
         return nothing(plan) + "\n"
     rules = ["---:" if name in FIGURES else "---" for name in Row._fields]
@@ -139,7 +102,7 @@ def to_markdown(plan: Decisions) -> str:
                 )
             )
         )
-    return "\n\n".join([*_header(plan), "\n".join(lines), *_footer(plan)]) + "\n"
+    return "\n\n".join([*header(plan), "\n".join(lines), *footer(plan)]) + "\n"
 
 
 def to_csv(plan: Decisions) -> str:
@@ -203,7 +166,7 @@ def subjects(plan: Decisions) -> str:
     return name if len(plan.entries) == 1 else f"{name}s"
 
 
-def _header(plan: Decisions) -> list[str]:
+def header(plan: Decisions) -> list[str]:
     """What the figures mean and where they hold."""
     settings, environment = plan.settings, plan.environment
     measured = "relative output error" if plan.calibrated else "weight error"
@@ -212,17 +175,17 @@ def _header(plan: Decisions) -> list[str]:
         lines.append("objective: multiplies, nothing was timed")
     lines.append(
         f"torch {environment.torch_version}, {environment.device}, {environment.machine}, "
-        f"{environment.threads} threads"
+        f"{counted(environment.threads, 'thread')}"
     )
-    return [*lines, *called(plan), *(unsteady(plan) if environment.busy else [])]
+    return [*lines, *called(plan)]
 
 
-def _footer(plan: Decisions) -> list[str]:
-    """The whole model."""
+def footer(plan: Decisions) -> list[str]:
+    """The whole model, and what to do next."""
     lines = [replaced(plan), *spent(plan)]
     if plan.whole is not None:
         lines.append(whole(plan.whole, plan.calibrated))
-    return [*lines, *unsteady(plan)]
+    return [*lines, *(f"hint: {hint}" for hint in hints(plan))]
 
 
 def _piped(cells: Iterable[str]) -> str:

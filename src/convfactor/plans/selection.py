@@ -106,7 +106,8 @@ def _common(mine: Decisions, other: Decisions) -> Settings:
 def _demand_equal(what: str, mine: object, its: object) -> None:
     """Refuse figures that do not stand beside each other."""
     if mine != its:
+        told = str if str(mine) != str(its) else repr  # which tells digests too
         raise ValueError(
-            f"plans can be merged where they were made alike, but their {what} differs: {mine} and "
-            f"{its}; make one of them again as the other"
+            f"plans can be merged where they were made alike, but their {what} differs: "
+            f"{told(mine)} and {told(its)}; make one of them again as the other"
         )

@@ -6,6 +6,17 @@ from convfactor.conv.geometry import Pair
 from convfactor.latency import Timing
 
 
+def counted(count: int, noun: str, plural: str = "") -> str:
+    """A number of things.
+
+    Args:
+        count: How many.
+        noun: One of them.
+        plural: Several of them; with an s unless given.
+    """
+    return f"{count} {noun if count == 1 else plural or noun + 's'}"
+
+
 def percent(value: float | None) -> str:
     """A relative error; those that are only rounding as a power of ten."""
     if value is None:

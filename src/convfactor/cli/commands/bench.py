@@ -8,6 +8,7 @@ from argparse import Namespace
 import torch
 
 from convfactor.cli.given import read_device
+from convfactor.cli.notes import shown
 from convfactor.planning.worth import bench
 
 
@@ -24,5 +25,6 @@ def run(options: Namespace) -> None:
         device=read_device(options.device),
         objective=options.objective,
         min_speedup=options.min_speedup,
+        progress=shown(options),
     )
     print(json.dumps(found.to_dict(), indent=2) if options.json else found)

@@ -8,6 +8,7 @@ from pathlib import Path
 import convfactor
 from convfactor.cli.folders import made
 from convfactor.cli.interrupts import NOTHING, saying
+from convfactor.cli.notes import shown
 from convfactor.cli.workers import workers
 from convfactor.demo import run as demonstration
 
@@ -23,7 +24,7 @@ def run(options: Namespace) -> None:
         saying(lambda: _said(output, written())),
         workers(options.workers, {"max_drop"}) as executor,
     ):
-        demonstration.demo(output, options.max_drop, executor)
+        demonstration.demo(output, options.max_drop, executor, shown(options))
 
 
 def _said(output: Path, written: list[str]) -> str:

@@ -15,6 +15,7 @@ import torch
 import convfactor
 from convfactor import Factorization, Stage
 from convfactor.cli.kernels import read_kernel
+from convfactor.cli.notes import shown
 from convfactor.cli.parsing import STREAM
 from convfactor.cli.streams import write
 from convfactor.plans.settings import TOLERANCE
@@ -40,6 +41,7 @@ def run(options: Namespace) -> None:
         preserve_dc=options.preserve_dc,
         seed=options.seed,
         strict=options.strict,
+        progress=shown(options),
         time_limit=options.time_limit,
     )
     if options.plot is not None:

@@ -28,13 +28,16 @@ from convfactor.cli.given import (
 )
 from convfactor.cli.interrupts import NOTHING, saying
 from convfactor.cli.messages import say
+from convfactor.cli.notes import note, shown
 from convfactor.cli.workers import workers
 from convfactor.model.inputs import Inputs
 from convfactor.model.programs import inputs_of
 from convfactor.plans.plan import Plan
 from convfactor.plans.storage import PLAN_FILE, WEIGHTS_FILE
 from convfactor.plans.summary import summary
+from convfactor.plans.tables import show, to_text
 from convfactor.saving.folders import FILES
+from convfactor.terminal import WIDTH
 
 convfactor.optimize  # noqa: B018 - loads what takes long, which can't be interrupted halfway
 PARTIAL = "partial"
@@ -51,10 +54,12 @@ def run(options: Namespace) -> None:
         plan, files = _optimized(options)
     with saying(lambda: f"the result in {output} is complete"):
         shutil.rmtree(output / PARTIAL, ignore_errors=True)
-        print(plan, file=sys.stderr if options.json else sys.stdout)
         if options.json:
+            print(plan, file=sys.stderr)
             print(json.dumps({"output": str(output), "files": files, **summary(plan)}, indent=2))
-        say(f"wrote {', '.join(files)} to {output}")
+        else:
+            show(plan)
+        note(f"wrote {', '.join(files)} to {output}")
 
 
 def _said(output: Path, written: Callable[[], list[str]]) -> str:
@@ -87,11 +92,12 @@ def _optimized(options: Namespace) -> tuple[Plan, list[str]]:
             select=[*options.select, *(f"!{pattern}" for pattern in options.skip)] or None,
             calibration=calibration and [moved(b, device, dtype) for b in calibration],
             strict=options.strict,
+            progress=shown(options),
             checkpoint=output / PARTIAL,
             executor=executor,
         )
     plan.save(output)
-    (output / "table.txt").write_text(f"{plan}\n", encoding="utf-8")
+    (output / "table.txt").write_text(to_text(plan, WIDTH) + "\n", encoding="utf-8")
     plan.to_html(output / "report.html", model)
     files = [PLAN_FILE, WEIGHTS_FILE, "table.txt", "report.html"]
     return plan, [*files, *_write(fast, calls, output)]

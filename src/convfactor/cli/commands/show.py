@@ -12,6 +12,7 @@ from convfactor.cli.streams import write
 from convfactor.errors import did_you_mean
 from convfactor.plans.plan import Plan
 from convfactor.plans.storage import PLAN_FILE
+from convfactor.plans.tables import show
 
 
 def run(options: Namespace) -> None:
@@ -24,7 +25,7 @@ def run(options: Namespace) -> None:
         model = read_model(options.model, options.weights)
     targets = {name: getattr(options, name) for name in REPORTS}
     if STREAM not in targets.values():
-        print(plan)
+        show(plan)
     for name, target in targets.items():
         if target is None:
             continue
