@@ -35,7 +35,7 @@ def spoken(message: str, options: Namespace) -> str:
     message = message.replace("select: '", "--select '")
     first = re.match(r"(\w+)(?= must |=)", message)
     if first and first[1] in vars(options).keys() - POSITIONAL:
-        message = f"--{message}"
+        message = f"--{first[1].replace('_', '-')}{message[first.end() :]}"
     return ARGUMENTS.sub(lambda found: f"--{found[0].replace('_', '-')}", message)
 
 
