@@ -14,7 +14,7 @@ from rich.table import Table
 from convfactor.conv.geometry import ConvGeometry
 from convfactor.plans.circumstances import Environment
 from convfactor.plans.decisions import Cost, Tried
-from convfactor.plans.words import sides, spread
+from convfactor.plans.words import counted, sides, spread
 
 WIDTH = 80
 
@@ -107,7 +107,7 @@ class Worth:
             f"{'x'.join(map(str, kernel.weight_shape))}{''.join(more)} on {batch} x "
             f"{height}x{width}, {self.dtype}",
             f"torch {environment.torch_version}, {environment.device}, {environment.machine}, "
-            f"{environment.threads} {'thread' if environment.threads == 1 else 'threads'}",
+            f"{counted(environment.threads, 'thread')}",
             f"original: {self._original()}",
         ]
 

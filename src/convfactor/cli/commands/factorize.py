@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import textwrap
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from convfactor.cli.parsing import STREAM
 from convfactor.cli.streams import write
 from convfactor.plans.settings import TOLERANCE
 from convfactor.plans.words import sides
+from convfactor.terminal import width
 
 convfactor.factorize  # noqa: B018 - loads what takes long, which can't be interrupted halfway
 MOST_TAPS = 9  # on a line
@@ -51,7 +53,8 @@ def run(options: Namespace) -> None:
     if options.json:
         print(json.dumps(_record(options.kernel, tolerance, found), indent=2))
     elif STREAM not in (options.plot, options.output):
-        print("\n".join(_lines(options.kernel, tolerance, found)))
+        for line in _lines(options.kernel, tolerance, found):
+            print(textwrap.fill(line, width(), subsequent_indent="    "))
 
 
 def _picture(options: Namespace, weight: Any, found: Factorization) -> bytes:
