@@ -71,8 +71,8 @@ def test_the_speedup_that_is_named_is_one_with_which_the_layer_is_replaced():
     plan = convfactor.plan(conv(), images(), 1e-3, min_speedup=2.9, **OPTIONS)
     assert not plan.replaced
     assert hints.hints(plan) == [
-        "just missed, a smaller min_speedup would do: 2.77 for Conv2d (2.78x fewer multiplies, "
-        "not solved yet)"
+        "just missed, to be tried with a smaller min_speedup: 2.77 for Conv2d (2.78x fewer "
+        "multiplies, not solved yet)"
     ]
     assert convfactor.plan(conv(), images(), 1e-3, min_speedup=2.77, **OPTIONS).replaced == [0]
     far = convfactor.plan(conv(), images(), 1e-3, min_speedup=3.2, **OPTIONS)
@@ -139,8 +139,14 @@ def test_what_is_a_little_too_slow(plan, speedup, least, hint):
     entry = kept(plan, "speed", Tried(None, faster(speedup), 0.005))
     found = told(plan, entry, min_speedup=least)
     assert found == (
-        [] if hint is None else [f"just missed, a smaller min_speedup would do: {hint}"]
+        [] if hint is None else [f"just missed, to be tried with a smaller min_speedup: {hint}"]
     )
+
+
+def test_a_gain_in_the_noise_is_none(plan):
+    for spread, count in ((0.01, 1), (0.15, 0)):
+        entry = kept(plan, "speed", Tried(None, faster(1.03, spread), 0.005))
+        assert len(told(plan, entry)) == count
 
 
 def test_wide_times_and_a_busy_machine_are_told(plan):

@@ -137,7 +137,7 @@ def test_decisions_have_colours_where_they_are_asked_for(plan):
     assert len(re.findall(r"\x1b\[32mreplaced", coloured)) == 3
     assert len(re.findall(r"\x1b\[33mkept", coloured)) == 1
     left_out = tables.to_text(plan.without(LONG), 80, True)
-    assert len(re.findall(r"\x1b\[34mkept", left_out)) == 1
+    assert len(re.findall(r"(?<!m)kept", left_out)) == 1
 
 
 @pytest.fixture

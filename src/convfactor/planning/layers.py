@@ -14,11 +14,12 @@ from convfactor.factorization.search import Ladder
 from convfactor.latency import Clock, compare
 from convfactor.model.reasons import Reason
 from convfactor.model.sites import Site
+from convfactor.planning import structures
 from convfactor.planning.bench import Bench, Candidate, Trial
 from convfactor.planning.calibration import SiteData
-from convfactor.planning.offers import WIDTH_MULTIPLE, affordable, candidates
 from convfactor.planning.pricing import Multiplies, Price, Pricing, Stopwatch
 from convfactor.plans.decisions import Decision, Kept, Replaced, Tried
+from convfactor.plans.hints import NEARLY_EXACT
 from convfactor.plans.settings import Settings
 
 PATIENCE = 4.0  # what the noise leaves undecided is timed this much longer
@@ -28,6 +29,8 @@ CLEARLY_FASTER = 0.95
 NEARLY_FREE = 0.02
 # Processor time for the solves of one layer.
 LAYER_SECONDS = 120.0
+# And after which no further one begins that only tells how wide would be wide enough.
+ADVICE_SECONDS = 5.0
 # White noise added to the sampled patches, which lowers the error on unseen ones: by 15 % for a
 # 5x5 64->32 layer of SRCNN, by 2 % for 9x9 layers of a style network.
 SHRINKAGE = 1e-3
@@ -66,18 +69,15 @@ class Layer:
         geometry = site.geometry
         form = site.form
         pricing: Pricing = Multiplies(geometry, form)
-        multiple = 1
         if settings.objective == "latency":
             weight, shapes = site.weight, site.subject.shapes
             pricing = Stopwatch(geometry, shapes, weight.dtype, weight.device, known, clock, form)
-            multiple = WIDTH_MULTIPLE
         layer = cls(site, settings, pricing)
         general: Candidate | None = None
-        for family in candidates(geometry, settings.structures, form):
+        for family in structures.tried(geometry, settings, form):
             if general is not None and not layer._beats(family, general):
                 continue
-            ladder = family.ladder(geometry.macs, multiple)
-            rungs = layer._affordable([Candidate.of(s, geometry) for s in ladder], layer.bar)
+            rungs = layer._affordable(structures.rungs(family, geometry, settings), layer.bar)
             if rungs:
                 layer.ladders.append(rungs)
                 general = rungs[-1] if len(family.apart) == 1 else general
@@ -155,7 +155,7 @@ class Layer:
                 missed.append(ladder.nearest)
         if found:
             return self._best(found)
-        return self.missed(factorizer, missed)
+        return self.missed(factorizer, missed, bench)
 
     def _best(self, found: Sequence[Ladder[Candidate, Trial]]) -> Decision:
         """Take the cheapest of several, as wide as costs next to nothing."""
@@ -203,8 +203,10 @@ class Layer:
             bounds=factorization.bounds,
         )
 
-    def missed(self, factorizer: Factorizer, missed: Sequence[Trial]) -> Kept:
-        """Say what came closest to the tolerance."""
+    def missed(
+        self, factorizer: Factorizer, missed: Sequence[Trial], bench: Bench | None = None
+    ) -> Kept:
+        """Say what came closest to the tolerance, and with a bench which width would meet it."""
         if not missed:
             large = (factorizer.too_large(rungs[0].taps) for rungs in self.ladders)
             reason = next(filter(None, large), "")
@@ -220,9 +222,22 @@ class Layer:
         )
         if factorizer.budget.cut_short:
             text += f" ({LAYER_SECONDS:g} s cut the search short)"
+        elif bench is not None and nearest.error <= NEARLY_EXACT * self.settings.layer_tolerance:
+            text += self._wide_enough(factorizer, nearest, bench)
         cost = self.price_of(nearest.candidate).cost
         tried = Tried(nearest.candidate.pixels, cost, nearest.error, nearest.errors)
         return Kept(Reason("tolerance", "tolerance", text), tried)
+
+    def _wide_enough(self, factorizer: Factorizer, nearest: Trial, bench: Bench) -> str:
+        """Say which width of the same family would meet the tolerance, and what it costs."""
+        site, settings = self.site, self.settings
+        wider = structures.wider(nearest.candidate, site.geometry, settings, site.form)
+        solvable = [one for one in wider if factorizer.fits(one.taps)]
+        budget = Budget(ADVICE_SECONDS)
+        found = Ladder(solvable, bench.solve, settings.layer_tolerance, budget).cheapest()
+        if found is None:
+            return ""
+        return f"; {found.candidate.taps} would meet it: {self.price_of(found.candidate).cost}"
 
     def too_slow(self) -> Kept:
         """Say what the fastest structure would cost."""
@@ -245,7 +260,7 @@ class Layer:
 
     def _affordable(self, rungs: Sequence[Candidate], limit: float) -> list[Candidate]:
         """The rungs up to the widest whose price is within a limit."""
-        return affordable(rungs, limit, self._noted)
+        return structures.affordable(rungs, limit, self._noted)
 
     def _noted(self, candidate: Candidate) -> Price:
         """A price to search with; the lowest is kept, to be told."""

@@ -11,10 +11,9 @@ import torch
 
 from convfactor.conv.forms import PLAIN
 from convfactor.conv.geometry import ConvGeometry, Pair, pair
-from convfactor.factorization.families import Family
 from convfactor.model.sites import InputShape
+from convfactor.planning import structures
 from convfactor.planning.bench import Candidate
-from convfactor.planning.offers import WIDTH_MULTIPLE, affordable, candidates
 from convfactor.planning.pricing import Multiplies, Price, Pricing, Stopwatch
 from convfactor.plans.circumstances import Environment
 from convfactor.plans.decisions import Tried
@@ -59,12 +58,6 @@ class _Asked:
             return Multiplies(self.kernel)
         shapes = ((InputShape(self.size, False), 1.0),)
         return Stopwatch(self.kernel, shapes, self.dtype, self.device, {})
-
-    def ladder(self, family: Family) -> list[Candidate]:
-        """Structures of a family at most as costly as the kernel in multiplies, cheapest first."""
-        multiple = WIDTH_MULTIPLE if self.settings.objective == "latency" else 1
-        rungs = family.ladder(self.kernel.macs, multiple)
-        return [Candidate.of(structure, self.kernel) for structure in rungs]
 
 
 def bench(
@@ -115,7 +108,8 @@ def bench(
     where = torch.device(device)
     asked = _Asked(kernel, _input(kernel, size, batch), dtype, where, settings)
     pricing = asked.pricing
-    ladders = [asked.ladder(family) for family in candidates(kernel, "auto", PLAIN)]
+    families = structures.tried(kernel, settings, PLAIN)
+    ladders = [structures.rungs(family, kernel, settings) for family in families]
     found = [rungs for rungs in ladders if rungs and len(rungs[-1].taps.stages) > 1]
     names = [f"{ladder[-1].pixels}".partition(" (")[0] for ladder in found]
     prices = []
@@ -143,7 +137,7 @@ def _priced(
         return known[candidate]
 
     price(ladder[0])
-    within = [affordable(ladder, 1 / speedup, price) for speedup in speedups]
+    within = [structures.affordable(ladder, 1 / speedup, price) for speedup in speedups]
     widest = tuple(Tried(rungs[-1].pixels, price(rungs[-1]).cost) if rungs else None
                    for rungs in within)  # fmt: skip
     fastest = min(known, key=lambda candidate: known[candidate].relative).pixels

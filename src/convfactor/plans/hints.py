@@ -52,16 +52,19 @@ def _just_missed(plan: Decisions) -> list[str]:
 
 
 def _too_slow(plan: Decisions) -> list[str]:
-    """At which least speed-up layers would be replaced that are faster, but by too little."""
+    """At which least speed-up layers would count that are clearly faster, but by too little."""
     asked = plan.settings.min_speedup
     found = []
     for entry, tried in _kept(plan, "speed"):
         speedup = 1 / tried.cost.relative if tried.cost.relative > 0 else math.inf
         least = math.floor(100 * speedup) / 100
-        if least >= GAIN and asked / NEARLY_FAST <= speedup < asked:
+        near = least >= GAIN and asked / NEARLY_FAST <= speedup < asked
+        if near and tried.cost.decides(1.0):
             error = "not solved yet" if tried.error is None else f"error {percent(tried.error)}"
             found.append(f"{least:g} for {entry.name} ({tried.cost}, {error})")
-    return [f"just missed, a smaller min_speedup would do: {_named(found)}"] if found else []
+    return (
+        [f"just missed, to be tried with a smaller min_speedup: {_named(found)}"] if found else []
+    )
 
 
 def _unsteady(plan: Decisions) -> list[str]:

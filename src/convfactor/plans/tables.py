@@ -151,10 +151,10 @@ def _table(entries: Sequence[Entry], rows: Sequence[Row], widths: Mapping[str, i
 
 
 def _style(entry: Entry) -> str:
-    """Colour of a decision: what was gained, what was missed, and what is of no interest."""
+    """Colour of a decision: what was gained and what was missed; none for the rest."""
     if entry.replaced:
         return "green"
-    return "yellow" if entry.missed or entry.budgeted else "blue"
+    return "yellow" if entry.missed or entry.budgeted else ""
 
 
 def _broken(name: str, width: int, marks: str = "._") -> str:

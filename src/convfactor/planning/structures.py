@@ -1,9 +1,8 @@
-"""What may take a kernel's place, and which widths of it are worth their price."""
+"""Which structures are tried for a layer, family by family, from narrow to wide."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 from convfactor.conv.forms import Form
 from convfactor.conv.geometry import ConvGeometry
@@ -17,24 +16,48 @@ from convfactor.factorization.families import (
 )
 from convfactor.planning.bench import Candidate
 from convfactor.planning.pricing import Price
+from convfactor.plans.settings import Settings
 
-WIDTH_MULTIPLE = 8  # hardware works in blocks
+WIDTH_MULTIPLE = 8
 
 
-def candidates(
-    kernel: ConvGeometry, structures: Literal["auto", "cascade"], form: Form
-) -> list[Family]:
-    """What to try, in turn; a later one has to be clearly faster than the best before it."""
+def tried(kernel: ConvGeometry, settings: Settings, form: Form) -> list[Family]:
+    """What to try, in turn; a later one has to be clearly faster than the best before it.
+
+    Args:
+        kernel: The plain convolution that the layer is.
+        settings: What was asked for.
+        form: How the layer is a plain convolution.
+    """
     cascades = families(kernel)
     if form.transposed is not None and max(kernel.kernel_size) > 3:
         cascades.append(whole(kernel))
-    if structures == "cascade":
+    if settings.structures == "cascade":
         return cascades
     pair = [*separable_pair(kernel), *one_row(kernel)]
     # For single channels the pair is solved at once, and few cascades are faster.
     if kernel.is_depthwise:
         return [*pair, *cascades]
     return sorted([*cascades, *pair, *low_rank(kernel)], key=lambda family: len(family.apart))
+
+
+def rungs(family: Family, kernel: ConvGeometry, settings: Settings) -> list[Candidate]:
+    """Structures of a family, from narrow to wide, as far as multiplies are saved.
+
+    Args:
+        family: The family.
+        kernel: The plain convolution that the layer is.
+        settings: What was asked for.
+    """
+    multiple = WIDTH_MULTIPLE if settings.objective == "latency" else 1
+    return [Candidate.of(s, kernel) for s in family.ladder(kernel.macs, multiple)]
+
+
+def wider(than: Candidate, kernel: ConvGeometry, settings: Settings, form: Form) -> list[Candidate]:
+    """Wider structures of the same family, whatever they cost; the arguments are those above."""
+    ladders = (rungs(family, kernel, settings) for family in tried(kernel, settings, form))
+    own = next((ladder for ladder in ladders if than in ladder), [than])
+    return own[own.index(than) + 1 :]
 
 
 def affordable(
