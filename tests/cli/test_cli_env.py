@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import getpass
 import json
+import os
 import platform
 import sys
 from importlib import metadata
@@ -21,7 +21,6 @@ def test_versions_are_those_that_run(run):
     assert found["python"].startswith(platform.python_version())
     assert (found["torch"], found["numpy"]) == (torch.__version__, np.__version__)
     assert found["threads"].startswith(f"{torch.get_num_threads()},")
-    assert f"scikit-learn {metadata.version('scikit-learn')}" not in str(found)
     assert f"matplotlib {metadata.version('matplotlib')}" in found["extra plots"]
     assert found["MKL"] == torch.backends.mkl.is_available()
 
@@ -33,9 +32,10 @@ def test_the_text_has_a_line_for_each_and_no_folder(run, monkeypatch):
     lines = ran.out.splitlines()
     assert [line.split("  ")[0].strip() for line in lines] == list(names)
     assert "OMP_NUM_THREADS=1" in lines[-1]
-    for private in (str(Path.home()), sys.prefix, str(Path.cwd()), platform.node(), "/"):
-        assert private not in ran.out.replace("oneDNN/", "")
-    assert getpass.getuser() not in ran.out.split()
+    for private in (str(Path.home()), sys.prefix, str(Path.cwd())):
+        assert private not in ran.out
+    assert not [line for line in lines if "/" in line and not line.startswith("processor")]
+    assert not {platform.node(), os.environ.get("USER", "-")} & set(ran.out.split())
 
 
 def test_a_torch_that_can_not_be_loaded_is_told(run, monkeypatch):
