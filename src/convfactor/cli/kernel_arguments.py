@@ -99,6 +99,13 @@ def _describe_factorize(factorize: Parser) -> None:
         "--time-limit", type=number, default=10.0, metavar="SECONDS",
         help="processor time after which the best so far is taken; default: %(default)g",
     )  # fmt: skip
+    _describe_files(factorize)
+    describe_progress(factorize)
+    _describe_json(factorize)
+
+
+def _describe_files(factorize: Parser) -> None:
+    """Where a picture and weights go."""
     factorize.add_argument(
         "--plot", metavar="FILE",
         help="draw kernel, stages and error, .png, .svg or .pdf, - for PNG on stdout in place of "
@@ -109,8 +116,6 @@ def _describe_factorize(factorize: Parser) -> None:
         help="write the weights of the stages, .npz or .safetensors, - for .npz on stdout in place "
         "of the text; default: not written",
     )  # fmt: skip
-    describe_progress(factorize)
-    _describe_json(factorize)
 
 
 def _describe_bench(bench: Parser) -> None:

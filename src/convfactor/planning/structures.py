@@ -61,7 +61,10 @@ def wider(than: Candidate, kernel: ConvGeometry, settings: Settings, form: Form)
 
 
 def affordable(
-    rungs: Sequence[Candidate], limit: float, price: Callable[[Candidate], Price]
+    rungs: Sequence[Candidate],
+    limit: float,
+    price: Callable[[Candidate], Price],
+    first: int | None = None,
 ) -> list[Candidate]:
     """The rungs up to the widest whose price is within a limit.
 
@@ -72,9 +75,11 @@ def affordable(
         rungs: Of one family, the cheapest first.
         limit: Largest relative cost.
         price: Says what one costs.
+        first: Which to price first; None for the widest, or the narrowest of chains.
     """
     low, high = 0, len(rungs)
     rung = 0 if rungs and rungs[0].is_chain else high - 1
+    rung = rung if first is None else first
     steps = 0
     while low < high:
         candidate = rungs[rung]

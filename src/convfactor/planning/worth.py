@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import bisect
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 
 from convfactor.conv.forms import PLAIN
 from convfactor.conv.geometry import ConvGeometry, Pair, pair
+from convfactor.latency import Timing, compare
 from convfactor.model.sites import InputShape
 from convfactor.planning import structures
 from convfactor.planning.bench import Candidate
@@ -23,6 +25,8 @@ from convfactor.progress import Show, reporting, steps
 from convfactor.scalars import is_count
 
 SPEEDUPS = (2.0, 4.0)
+# From one structure that is timed to the next, the multiplies grow by this factor at least.
+APART = 1.5
 # Values of an image and of what is made of it, of which several are held at a time.
 MOST_VALUES = 1 << 31
 
@@ -57,7 +61,7 @@ class _Asked:
         if self.settings.objective == "macs":
             return Multiplies(self.kernel)
         shapes = ((InputShape(self.size, False), 1.0),)
-        return Stopwatch(self.kernel, shapes, self.dtype, self.device, {})
+        return Stopwatch(self.kernel, shapes, self.dtype, self.device, {}, _hasty)
 
 
 def bench(
@@ -76,8 +80,9 @@ def bench(
 ) -> Worth:
     """Price what could take a kernel's place: whether a cascade is worth it on this machine.
 
-    Latency does not depend on the weights, so that none are needed: every structure is timed with
-    random ones. Which error it has they decide, see ``factorize`` and ``optimize``.
+    Latency does not depend on the weights, so that none are needed: structures are timed with
+    random ones, of each family those whose multiplies are half as many again. Which error they
+    have the weights decide, see ``factorize`` and ``optimize``.
 
     Args:
         shape: Of the weight as torch stores it, (C_out, C_in/groups, kH, kW).
@@ -109,25 +114,51 @@ def bench(
     asked = _Asked(kernel, _input(kernel, size, batch), dtype, where, settings)
     pricing = asked.pricing
     families = structures.tried(kernel, settings, PLAIN)
-    ladders = [structures.rungs(family, kernel, settings) for family in families]
+    apart = APART if objective == "latency" else 1.0  # counting costs nothing
+    ladders = [_thinned(structures.rungs(family, kernel, settings), apart) for family in families]
     found = [rungs for rungs in ladders if rungs and len(rungs[-1].taps.stages) > 1]
     names = [f"{ladder[-1].pixels}".partition(" (")[0] for ladder in found]
     prices = []
     try:
         with reporting(progress) as display:
             for name, ladder, _ in zip(names, found, steps(display, "timing", names), strict=True):
-                prices.append(_priced(name, ladder, pricing, asked.speedups))
+                prices.append(_priced(name, ladder, pricing, asked.speedups, kernel.macs))
     except RuntimeError as error:  # as torch says it, of memory or of a dtype
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"shape and size can't be computed: {reason}") from error
-    prices.sort(key=lambda price: price.fastest.cost.relative)
+    for _ in range(2):  # the one that is quoted is timed at length, and may then be another
+        prices.sort(key=lambda price: price.fastest.cost.relative)
+        prices[:1] = [_careful(price, pricing) for price in prices[:1]]
     environment = Environment.current(where, objective == "latency")
     dtype_name = str(dtype).removeprefix("torch.")
     return Worth(kernel, asked.size, dtype_name, environment, asked.speedups, tuple(prices))
 
 
+def _careful(price: FamilyPrice, pricing: Pricing) -> FamilyPrice:
+    """Time the fastest of a family at length."""
+    structure = price.fastest.structure
+    assert structure is not None
+    return replace(price, fastest=Tried(structure, pricing.careful(structure).cost))
+
+
+def _hasty(
+    calls: Sequence[Callable[[], object]], device: torch.device, seconds: float, rounds: int
+) -> list[Timing]:
+    """Time calls, long ones half as often as a decision needs."""
+    return compare(calls, device, seconds, rounds // 2 + 1)
+
+
+def _thinned(ladder: Sequence[Candidate], apart: float) -> list[Candidate]:
+    """Some structures of a family, the widest among them."""
+    kept: list[Candidate] = []
+    for candidate in ladder:
+        if not kept or candidate is ladder[-1] or candidate.macs >= apart * kept[-1].macs:
+            kept.append(candidate)
+    return kept
+
+
 def _priced(
-    name: str, ladder: Sequence[Candidate], pricing: Pricing, speedups: Sequence[float]
+    name: str, ladder: Sequence[Candidate], pricing: Pricing, speedups: Sequence[float], macs: int
 ) -> FamilyPrice:
     """Find the widest structure of a family for each speed-up, and the fastest on the way."""
     known: dict[Candidate, Price] = {}
@@ -137,11 +168,14 @@ def _priced(
         return known[candidate]
 
     price(ladder[0])
-    within = [structures.affordable(ladder, 1 / speedup, price) for speedup in speedups]
-    widest = tuple(Tried(rungs[-1].pixels, price(rungs[-1]).cost) if rungs else None
-                   for rungs in within)  # fmt: skip
-    fastest = min(known, key=lambda candidate: known[candidate].relative).pixels
-    return FamilyPrice(name, Tried(fastest, pricing.careful(fastest).cost), widest)
+    widest: list[Tried | None] = []
+    for limit in (1 / speedup for speedup in speedups):
+        # The widest take longest, and few are fast enough: the guess is one as fast as its kernel.
+        guess = bisect.bisect([rung.macs for rung in ladder], limit * macs)
+        rungs = structures.affordable(ladder, limit, price, max(0, guess - 1))
+        widest.append(Tried(rungs[-1].pixels, price(rungs[-1]).cost) if rungs else None)
+    fastest = min(known, key=lambda candidate: known[candidate].relative)
+    return FamilyPrice(name, Tried(fastest.pixels, known[fastest].cost), tuple(widest))
 
 
 def _kernel(
