@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -63,6 +64,14 @@ def test_times_are_measured(run, monkeypatch):
 def test_a_kernel_without_anything_cheaper_is_not_worth_it(run):
     text = run("bench", "4x4x2x2", "--stride", "2", "--size", "16", "--objective", "macs").out
     assert "not worth it: no structure has fewer multiplies" in text
+
+
+def test_a_busy_machine_is_told():
+    found = bench((8, 4, 7, 7), 32, objective="macs")
+    assert "busy" not in str(found)
+    busy = replace(found, environment=replace(found.environment, load=9.0, threads=2))
+    told = "the machine was busy (a load of 9.0 with 2 threads in use): time again when it is quiet"
+    assert str(busy).splitlines()[-1] == told
 
 
 @pytest.mark.parametrize(

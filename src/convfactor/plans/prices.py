@@ -66,7 +66,7 @@ class Worth:
 
     def __str__(self) -> str:
         """Table of the families with the verdict under it."""
-        return "\n".join([*self._header(), *self._table(), *self._verdict()])
+        return "\n".join([*self._header(), *self._table(), *self._verdict(), *self._doubt()])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for other programs, of which JSON has all; seconds, and None for unknown."""
@@ -143,6 +143,14 @@ class Worth:
         text = f"worth it here where the widths are enough for the error: {best}"
         more = "which they are depends on the weights: convfactor factorize and optimize tell"
         return [*textwrap.wrap(text, WIDTH), more]
+
+    def _doubt(self) -> list[str]:
+        """That other work ran beside this."""
+        load, threads = self.environment.load, self.environment.threads
+        if not self.environment.busy:
+            return []
+        text = f"a load of {load:.1f} with {counted(threads, 'thread')} in use"
+        return [f"the machine was busy ({text}): time again when it is quiet"]
 
 
 def _times(cost: Cost) -> str:
