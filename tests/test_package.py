@@ -23,7 +23,8 @@ SLOW = {"torch", "numpy", "rich", "cattrs", "jinja2", "safetensors", "matplotlib
 PUBLIC = [
     "Bounds", "Cascade", "CascadeConv2d", "CascadeConvNd", "ConvGeometry", "Factorization",
     "Inputs", "Moments", "Plan", "PlanMismatchError", "Stage", "StageShape", "Structure",
-    "ToleranceError", "factorize", "fx", "load", "optimize", "plan", "save", "wavelets",
+    "ToleranceError", "bench", "factorize", "filters", "fx", "load", "optimize", "plan", "save",
+    "wavelets",
 ]  # fmt: skip
 
 
