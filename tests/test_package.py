@@ -10,6 +10,7 @@ import pickle
 import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -109,10 +110,13 @@ def test_one_version():
     assert f"\nversion: {version}\ndate-released: {date}\n" in citation
 
 
+MODULES = [f"convfactor.{name}" for name in ("filters", "fx", "wavelets", "plots")]
+
+
 def documented():
     """Public classes and functions, by the names that users write."""
     found = {}
-    for module in (convfactor, convfactor.fx, convfactor.wavelets, convfactor.plots):
+    for module in (convfactor, *map(import_module, MODULES)):
         for name in module.__all__:
             value = getattr(module, name)
             if inspect.isclass(value) or inspect.isfunction(value):

@@ -46,7 +46,7 @@ def describe() -> dict[str, Any]:
         **{f"extra {name}": _extra(packages) for name, packages in EXTRAS.items()},
         "c++ compiler": next(filter(shutil.which, COMPILERS), "none"),
         "processor": _processor(),
-        "cores": f"{_usable()} usable of {os.cpu_count()}",
+        "cores": f"{usable_cores()} usable of {os.cpu_count()}",
         "memory": _memory(),
         **_torch(),
         "variables": [f"{name}={os.environ[name]}" for name in VARIABLES if name in os.environ],
@@ -79,8 +79,8 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _usable() -> int:
-    """Cores that this process may use."""
+def usable_cores() -> int:
+    """Count the cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -114,5 +114,8 @@ def _torch() -> dict[str, Any]:
 
 def _accelerators(torch: Any) -> list[str]:
     """Names of the accelerators that torch can use."""
-    cards = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    try:
+        cards = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    except Exception as error:  # whatever a broken driver raises, which is worth a report
+        cards = [f"CUDA can't be used: {type(error).__name__}"]
     return [*cards, *(["MPS"] if torch.backends.mps.is_available() else [])]

@@ -149,6 +149,10 @@ def wavelet(name: str, band: str = "ll") -> Array:
     Raises:
         ValueError: There is no such filter.
         ImportError: The extra ``wavelets`` is not installed.
+
+    Example:
+        >>> wavelet("legall", "hh").shape
+        (5, 5)
     """
     if band not in BANDS:
         raise ValueError(f"band must be one of {', '.join(BANDS)}, got {band!r}")

@@ -37,28 +37,30 @@ def found(model):
     return site.subject
 
 
+def sequence(pad, layer):
+    return nn.Sequential(pad, layer).eval()
+
+
 TOGETHER = {
-    "zeros": Uses(plain),
-    "strided, twice": Uses(
-        lambda m, x: plain(m, x) + plain(m, x + 1),
-        nn.ConstantPad2d(2, 0.0),
-        conv(padding=1, stride=2),
+    "zeros": sequence(nn.ZeroPad2d((1, 2, 3, 0)), conv(padding=0)),
+    "strided": sequence(nn.ConstantPad2d(2, 0.0), conv(padding=1, stride=2)),
+    "computed": sequence(
+        nn.ZeroPad2d((1, 2, 3, 0)), nn.utils.parametrizations.weight_norm(conv(padding=0))
     ),
-    "computed": Uses(plain, layer=nn.utils.parametrizations.weight_norm(conv(padding=0))),
 }
 
 
 @pytest.mark.parametrize("name", TOGETHER)
 def test_zeros_in_front_become_the_cascades_own(name, tmp_path):
-    model = TOGETHER[name].eval()
+    model = TOGETHER[name]
     x = images(count=2)
     fast, plan = convfactor.optimize(model, x, 1e-3, **OPTIONS)
     (entry,) = plan.entries
-    assert entry.subject.pad == "pad"
-    assert type(fast.pad) is FoldedPad
-    left, right, top, bottom = model.pad.padding
-    own = model.layer.padding[0]
-    assert fast.layer.geometry.padding == (left + own, right + own, top + own, bottom + own)
+    assert entry.subject.pad == "0"
+    assert type(fast[0]) is FoldedPad
+    left, right, top, bottom = model[0].padding
+    own = model[1].padding[0]
+    assert fast[1].geometry.padding == (left + own, right + own, top + own, bottom + own)
     for size in (12, 15):
         given = images(1, count=2, size=size)
         torch.testing.assert_close(fast(given), model(given), rtol=1e-4, atol=1e-4)
@@ -66,7 +68,7 @@ def test_zeros_in_front_become_the_cascades_own(name, tmp_path):
     assert torch.equal(convfactor.Plan.load(tmp_path).apply(model)(x), fast(x))
     convfactor.save(fast, tmp_path / "saved")
     again = convfactor.load(tmp_path / "saved", model)
-    assert type(again.pad) is FoldedPad
+    assert type(again[0]) is FoldedPad
     assert torch.equal(again(x), fast(x))
     assert torch.equal(plan.revert(fast, model)(x), model(x))
 
@@ -76,7 +78,23 @@ def reader(m, x):
     return m.layer(y) + y.mean()
 
 
+def hooked():
+    pad = nn.ZeroPad2d(2)
+    pad.register_full_backward_hook(lambda *args: None)
+    return sequence(pad, conv(padding=0))
+
+
+def placed_twice():
+    layer = conv(padding=0)
+    return nn.Sequential(nn.Sequential(nn.ZeroPad2d(2), layer), nn.Sequential(layer))
+
+
 APART = {
+    "put together by a forward": Uses(plain),
+    "left out for other sizes": Uses(lambda m, x: plain(m, x) if x.shape[-1] < 20 else m.layer(x)),
+    "with a hook": hooked(),
+    "of a layer in two places": placed_twice(),
+    "something between in a sequence": nn.Sequential(nn.ZeroPad2d(2), nn.ReLU(), conv(padding=0)),
     "read elsewhere": Uses(reader),
     "returned": Uses(lambda m, x: [y := m.pad(x), (m.layer(y), y)][1]),
     "used elsewhere": Uses(lambda m, x: plain(m, x) + m.pad(x).mean()),
@@ -95,11 +113,11 @@ def test_other_paddings_stay(model):
 
 
 def test_a_plan_is_of_its_padding(tmp_path):
-    model = Uses(plain).eval()
-    fast, plan = convfactor.optimize(model, images(), 1e-3, **OPTIONS)
+    layer = conv(padding=0)
+    fast, plan = convfactor.optimize(sequence(nn.ZeroPad2d(2), layer), images(), 1e-3, **OPTIONS)
     convfactor.save(fast, tmp_path)
     for pad in (nn.ZeroPad2d(1), nn.Identity()):
-        other = Uses(plain, pad, model.layer).eval()
+        other = sequence(pad, layer)
         with pytest.raises(convfactor.PlanMismatchError, match="adds"):
             plan.apply(other)
         with pytest.raises(convfactor.PlanMismatchError):

@@ -73,6 +73,7 @@ class Uses(nn.Module):
         self.gamma = nn.Parameter(GAMMA.clone())
         self.register_buffer("shift", torch.tensor([1.0, 2.0, 3.0]))
         self.register_buffer("plane", torch.ones(12, 12))
+        self.register_buffer("rows", torch.stack([GAMMA, GAMMA + 1]))
 
     def forward(self, x):
         return self.use(self, x)
@@ -206,6 +207,10 @@ UNKNOWN = {
     ),
     "of the batch": lambda m, x: F.batch_norm(m.layer(x), None, None, m.gamma, None, True),
     "written by the forward": written,
+    "taken out by an index": lambda m, x: (
+        m.layer(x) * torch.stack([m.gamma, m.shift])[1][:, None, None]
+    ),
+    "drawn": lambda m, x: m.layer(x) * torch.rand_like(m.gamma)[:, None, None],
 }
 
 
@@ -241,6 +246,10 @@ def test_the_error_of_white_noise_is_that_of_the_scaled_output(tmp_path):
     loaded = convfactor.Plan.load(tmp_path)
     assert torch.equal(loaded.entries[0].decision.gains, entry.decision.gains)
     assert torch.equal(loaded.apply(model)(images()), fast(images()))
+    again = convfactor.Plan.load(tmp_path)
+    model.gamma.data[3] = 1.0
+    with pytest.raises(convfactor.PlanMismatchError, match="or gamma differs"):
+        again.apply(model)
     for gains in (torch.ones(1).double(), -torch.ones(6).double(), torch.ones(6)):
         forged = replace(entry, decision=replace(entry.decision, gains=gains))
         with pytest.raises(ValueError, match=r"gains must|tensors must be float64"):
@@ -298,10 +307,9 @@ def unshifted() -> nn.Module:
     "model",
     [
         Before(unshifted()),
-        Before(None, lambda m, x: m.layer(x * m.gamma[:, None, None])),
         Before(unshifted(), lambda m, x: m.layer(m.before(x) * m.gamma[:, None, None])),
     ],
-    ids=["normalization", "product", "both"],
+    ids=["normalization", "both"],
 )
 def test_without_data_the_scales_of_the_input_count(model):
     """Against the variances of a large sample with the statistics of the normalization."""
@@ -321,13 +329,14 @@ def test_without_data_the_scales_of_the_input_count(model):
 @pytest.mark.parametrize(
     "use",
     [
+        lambda m, x: m.layer(x * m.gamma[:, None, None]),
         lambda m, x: m.layer(x * m.gamma[:, None, None] + m.gamma[:, None, None]),
         lambda m, x: m.layer((x * m.gamma[:, None, None]).relu()),
         lambda m, x: m.layer(F.relu(x * m.gamma[:, None, None], inplace=True)),
         lambda m, x: m.layer(x * m.gamma[:, None, None]) + m.layer(x),
         lambda m, x: m.layer((x * m.gamma[:, None, None])[0]),
     ],
-    ids=["shifted", "activated", "activated in place", "once", "one image"],
+    ids=["of unknown size", "shifted", "activated", "activated in place", "once", "one image"],
 )
 def test_other_inputs_are_white(use):
     assert site(Before(None, use)).scales.inputs is None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import convfactor
 from convfactor.cli import kernel_arguments
 from convfactor.cli.examples import EXAMPLES
 from convfactor.cli.parsing import DEVICE, DTYPE, DTYPES, Parser, call, number, one_of, shape, whole
+from convfactor.environment import usable_cores
 from convfactor.plans.settings import OBJECTIVES, STRUCTURES, TOLERANCE, Settings
 
 ARCHIVE = ".npz"
@@ -214,7 +214,7 @@ def _describe_settings(optimize: Parser) -> None:
 def _describe_workers(command: Any) -> None:
     """Where it is solved."""
     command.add_argument(
-        "--workers", type=whole, default=os.cpu_count(), metavar="N",
+        "--workers", type=whole, default=usable_cores(), metavar="N",
         help="processes that solve, where the budget is the model's; default: all %(default)s "
         "cores",
     )  # fmt: skip

@@ -53,7 +53,8 @@ def _check_plan(options: Namespace, given: dict[str, Any]) -> None:
     if given.get("calibration") == given.get("weights") == STREAM:
         raise ValueError("--weights and --calibration can't both be -: stdin holds one file")
     if str(options.output) == STREAM:
-        raise ValueError("--output must be a folder, got -; --json prints the outcome")
+        instead = "; --json prints the outcome" if "json" in options else ""
+        raise ValueError(f"--output must be a folder, got -{instead}")
     if options.output.is_file():
         raise ValueError(f"--output must be a folder, {options.output} is a file")
 

@@ -17,7 +17,7 @@ A run that was interrupted goes on when the same command is given again.""",
   convfactor show fast
   convfactor show fast --html page.html --model mymodels:make_net \\
       --weights net.safetensors
-  convfactor show fast --csv - | cut -d , -f 1,16,17""",
+  convfactor show fast --csv - | cut -d , -f 1,16""",
     "factorize": """\
   convfactor factorize gaussian:size=9,sigma=1.5
   convfactor factorize gabor:size=15,angle=30 --tolerance 0.05 --plot gabor.png

@@ -23,7 +23,7 @@ from convfactor.cli.arguments import ARCHIVE
 from convfactor.cli.checks import split
 from convfactor.cli.kernels import suffix_of
 from convfactor.cli.messages import told
-from convfactor.cli.parsing import STREAM
+from convfactor.cli.parsing import STREAM, piped
 from convfactor.errors import did_you_mean
 
 
@@ -127,7 +127,7 @@ def read_model(text: str, weights: str | None) -> nn.Module:
         return model
     try:
         if weights == STREAM:
-            data = sys.stdin.buffer.read()
+            data = piped()
             with tempfile.TemporaryDirectory() as folder:
                 file = Path(folder) / f"weights{suffix_of(data)}"
                 file.write_bytes(data)
@@ -168,7 +168,7 @@ def read_calibration(text: str) -> list[Any]:
             )
         return batches
     try:
-        data = sys.stdin.buffer.read() if text == STREAM else Path(text).read_bytes()
+        data = piped() if text == STREAM else Path(text).read_bytes()
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             return [torch.from_numpy(arrays[name]) for name in arrays.files]
     except Exception as error:  # readers of damaged files raise all kinds

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import sys
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 
 from convfactor import filters
 from convfactor.cli.messages import told
-from convfactor.cli.parsing import STREAM
+from convfactor.cli.parsing import STREAM, piped
 from convfactor.errors import did_you_mean
 
 MOST_NAMES = 20
@@ -59,7 +58,7 @@ def read_kernel(text: str, tensor: str | None) -> Any:
     name, _, rest = text.partition(":")
     if text != STREAM and not Path(text).is_file():
         return _filter(name, rest) if name in filters.FILTERS else filters.wavelet(name, rest)
-    data = sys.stdin.buffer.read() if text == STREAM else Path(text).read_bytes()
+    data = piped() if text == STREAM else Path(text).read_bytes()
     what = "stdin" if text == STREAM else text
     try:
         found = _read(data)

@@ -42,6 +42,6 @@ def spoken(message: str, options: Namespace) -> str:
 def told(error: BaseException) -> str:
     """An error's kind and message on one line, whatever a library or a user's code raises."""
     if isinstance(error, UnpicklingError):
-        return "it holds more than tensors, and nothing else is loaded, for safety"
+        return "it is no file of tensors, or holds more than these, which is not loaded for safety"
     text = textwrap.shorten(str(error), LONGEST, placeholder=" ...")
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -17,6 +17,17 @@ DEVICE, DTYPE = "cpu", "float32"
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 
 
+def piped() -> bytes:
+    """Read stdin to its end.
+
+    Raises:
+        ValueError: It is closed.
+    """
+    if sys.stdin is None:
+        raise ValueError("stdin is closed, and - stands for it: give a file or a pipe")
+    return sys.stdin.buffer.read()
+
+
 class Parser(argparse.ArgumentParser):
     """Reads the arguments of the program, or of one of its commands."""
 

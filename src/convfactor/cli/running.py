@@ -27,16 +27,19 @@ def run(arguments: Sequence[str], own: bool) -> int:
     Returns:
         The exit status.
     """
+    if own and sys.stderr is None:  # closed before the start; print would take stdout for it
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
     status, options = INTERRUPTED, Namespace()
     try:
         try:
             with interrupts.at_once():
                 options = parse(*parsers(), arguments)
                 command = _loaded(options)
+        except SystemExit as stop:  # argparse has printed its help, or said what is wrong
+            command, status = None, int(stop.code or 0)
+        if command is not None:
             command(options)
             status = 0
-        except SystemExit as stop:  # argparse has printed its help, or said what is wrong
-            status = int(stop.code or 0)
         if sys.stdout is not None:
             sys.stdout.flush()
     except BrokenPipeError:
@@ -45,6 +48,9 @@ def run(arguments: Sequence[str], own: bool) -> int:
         status = _fail(error, options, MISSED)
     except (ValueError, TypeError, OSError, ImportError) as error:
         status = _fail(error, options, WRONG)
+    except SystemExit as stop:  # of the user's code
+        say(f"error: the model or evaluate ended the program: SystemExit {stop.code!r}")
+        status = WRONG
     except KeyboardInterrupt as stop:
         status = INTERRUPTED
         say(f"interrupted; {str(stop) or interrupts.NOTHING}")

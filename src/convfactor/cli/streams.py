@@ -8,6 +8,7 @@ from pathlib import Path
 from convfactor.cli.notes import note
 from convfactor.cli.parsing import STREAM
 from convfactor.plans.storage import replace_file
+from convfactor.terminal import is_terminal
 
 
 def write(option: str, target: str, data: bytes | str) -> None:
@@ -23,15 +24,22 @@ def write(option: str, target: str, data: bytes | str) -> None:
         OSError: The file can't be written.
     """
     if target == STREAM:
+        if sys.stdout is None:
+            raise ValueError(f"{option} -: stdout is closed, give a file or a pipe")
         if isinstance(data, str):
             print(data, end="")
-        elif sys.stdout.isatty():
+        elif is_terminal(sys.stdout):
             raise ValueError(f"{option} -: a terminal does not show this, give a file or a pipe")
         else:
             sys.stdout.buffer.write(data)
         return
     try:
-        replace_file(Path(target), data.encode() if isinstance(data, str) else data)
+        data = data.encode() if isinstance(data, str) else data
+        path = Path(target)
+        if path.exists() and not path.is_file():  # a pipe or a device keeps its place
+            path.write_bytes(data)
+        else:
+            replace_file(path.resolve(), data)
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise OSError(f"{option} {target} can't be written: {reason}") from error

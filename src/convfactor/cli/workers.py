@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 from collections.abc import Collection, Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor
 from multiprocessing.context import SpawnContext, SpawnProcess
 
 from convfactor.cli.interrupts import held_back
@@ -41,6 +41,10 @@ def workers(count: int, wanted: Collection[str]) -> Iterator[Executor | None]:
     with ProcessPoolExecutor(count, Workers()) as executor:
         try:
             yield executor
+        except BrokenExecutor as error:
+            raise ChildProcessError(
+                "a process that solves was ended, often for want of memory: give fewer --workers"
+            ) from error
         except BaseException:
             for process in set(multiprocessing.active_children()) - others:
                 process.terminate()  # what they solve is of no use any more

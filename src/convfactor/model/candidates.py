@@ -19,7 +19,7 @@ from convfactor.conv.geometry import ConvGeometry
 from convfactor.conv.scales import Scales
 from convfactor.conv.weights import ComposedWeight
 from convfactor.model.digests import fingerprint
-from convfactor.model.norms import Affine, with_norm
+from convfactor.model.norms import Affine, with_norm, with_scales
 from convfactor.model.pads import zeros_of
 from convfactor.model.reasons import Reason
 from convfactor.model.sites import Found, InputShape, Kind, Site, Subject, TurnedAway, inside
@@ -50,6 +50,7 @@ class Candidate:
         norm: The batch normalization behind it with its qualified name, or None.
         pad: The module in front that pads with zeros, with its qualified name, or None.
         scales: How much its channels count, of the module or call itself.
+        scaled_by: The parameters and buffers that scale its output, with their names.
         shapes: Shapes of the images read so far, with their numbers.
         calls: Numbers of calls in each call of the model so far.
     """
@@ -68,6 +69,7 @@ class Candidate:
     norm: tuple[str, nn.Module] | None = None
     pad: tuple[str, nn.Module] | None = None
     scales: Scales = field(default_factory=Scales)
+    scaled_by: dict[str, Tensor] = field(default_factory=dict)
     shapes: dict[InputShape, float] = field(default_factory=dict)
     calls: Counter[int] = field(default_factory=Counter)
 
@@ -92,6 +94,7 @@ class Candidate:
             norm="" if self.norm is None else self.norm[0],
             pad=pad,
             pads=pads,
+            scaled_by=tuple(self.scaled_by),
         )
         if self.geometry is None or obstacle is not None:
             return TurnedAway(subject, obstacle or unsupported("not a convolution of images"))
@@ -110,11 +113,12 @@ class Candidate:
 
     @property
     def _digest(self) -> str:
-        """Digest of the weight, and of the normalization that is folded into it."""
+        """Digest of the weight, and of what scales its output."""
         if not self.weight_name:
             return ""
         own = self.fingerprint or fingerprint(self.held)
-        return own if self.norm is None else with_norm(own, self.norm[1])
+        own = own if self.norm is None else with_norm(own, self.norm[1])
+        return with_scales(own, self.scaled_by)
 
 
 def unsupported(short: str, text: str = "") -> Reason:

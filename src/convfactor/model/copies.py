@@ -6,7 +6,6 @@ import contextlib
 import copy
 import io
 import random
-import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -71,8 +70,7 @@ def isolated(seed: int) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.random.fork_rng(devices=range(torch.cuda.device_count())))
-        if "torch._dynamo" in sys.modules:  # else nothing is compiled, and to load it takes seconds
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
         try:
             reseed(seed)
             yield

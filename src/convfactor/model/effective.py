@@ -87,6 +87,10 @@ def state_digest(module: nn.Module) -> str:
     name = f"{kind.__module__}.{kind.__qualname__}".encode()
     tensors = {"": torch.frombuffer(bytearray(name), dtype=torch.uint8)}
     tensors |= dict(module.named_parameters()) | dict(module.named_buffers())
+    for name, part in module.named_modules():  # such as a gain that is a number
+        own = {k: v for k, v in vars(part).items() if k[0] != "_" and k != "training"}
+        text = repr(sorted((k, v) for k, v in own.items() if isinstance(v, (int, float, str))))
+        tensors[f"{name}:"] = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
     return digest(tensors)
 
 

@@ -18,6 +18,7 @@ from convfactor.conv.framed import Layer
 from convfactor.conv.scales import Scales
 from convfactor.model import graphs
 from convfactor.model.candidates import Candidate, dtype_obstacle, unsupported
+from convfactor.model.folding import neighbours
 from convfactor.model.norms import can_fold
 from convfactor.model.pads import PADS, zeros_of
 from convfactor.model.reasons import Reason
@@ -52,7 +53,8 @@ class Finder(Watcher[Candidate]):
             self._names[id(module)] = (*self._names.get(id(module), ()), name)
         tensors = [*model.named_parameters(), *model.named_buffers()]
         self._tensors = {id(tensor): name for name, tensor in tensors}
-        self._around: Surroundings[Candidate] = Surroundings(t for _, t in tensors)
+        self._named = dict(tensors)
+        self._around: Surroundings[Candidate] = Surroundings(tensors)
         self._special = {
             id(model.get_submodule(one.owners[0])): one for one in sites if one.special
         }
@@ -139,15 +141,18 @@ class Finder(Watcher[Candidate]):
 
     def look_around(self) -> None:
         """Note what scales the channels of the sites, and the normalizations to fold into them."""
+        certain = neighbours(self.model)
         for site in self.sites:
-            names = {id(self.model.get_submodule(owner)) for owner in site.owners}
+            own = id(self.model.get_submodule(site.owners[0]))
+            module = site.kind == "module" and len(site.owners) == 1
             norm = self._around.norm(site)
-            if site.kind == "module" and len(names) == 1 and norm is not None and can_fold(norm):
+            if module and norm is not None and can_fold(norm) and (own, id(norm)) in certain:
                 site.norm = self._names[id(norm)][0], norm
             pad = self._around.pad(site)
-            if pad is not None and zeros_of(pad) and site.takes_zeros:
-                site.pad = self._names[id(pad)][0], pad
-            outputs = self._around.outputs(site, behind=int(site.norm is not None))
+            if module and pad is not None and zeros_of(pad) and (id(pad), own) in certain:
+                site.pad = (self._names[id(pad)][0], pad) if site.takes_zeros else None
+            outputs, sources = self._around.outputs(site, int(site.norm is not None))
+            site.scaled_by = {name: self._named[name] for name in sources}
             site.scales = Scales(self._around.inputs(site), outputs)
 
     def _leave(self, module: nn.Module, args: object, output: object) -> None:

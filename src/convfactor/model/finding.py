@@ -134,4 +134,7 @@ def _read_off(module: nn.Module, one: Candidate) -> None:
     one.held, one.bias = found.weight, found.bias
     one.form, one.geometry, one.fingerprint = found.form, found.geometry, state_digest(module)
     if found.form.same is not None:
-        one.shapes = {shape.padded(found.form.same): n for shape, n in one.shapes.items()}
+        shapes = one.shapes
+        one.shapes = {shape.padded(found.form.same): 0.0 for shape in shapes}
+        for shape, n in shapes.items():
+            one.shapes[shape.padded(found.form.same)] += n

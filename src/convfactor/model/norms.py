@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,17 +12,13 @@ from torch import Tensor, nn
 
 from convfactor.conv.forms import Form
 from convfactor.model.digests import digest
+from convfactor.model.folding import Folded, untouched
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
 
 
-class FoldedNorm(nn.Identity):
+class FoldedNorm(Folded):
     """Stands where a batch normalization was that the layer before it does now."""
-
-    @classmethod
-    def of(cls, norm: nn.Module) -> FoldedNorm:
-        """Make what takes the place of a normalization, in its mode."""
-        return cls().train(norm.training)
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,8 +67,14 @@ def can_fold(norm: nn.Module) -> bool:
     if type(norm) not in NORMS or norm.training:
         return False
     values: Any = norm
-    hooks = norm._forward_hooks or norm._forward_pre_hooks
-    return values.running_mean is not None and not hooks
+    return values.running_mean is not None and untouched(norm)
+
+
+def with_scales(fingerprint: str, tensors: Mapping[str, Tensor]) -> str:
+    """Digest of a layer with what scales its output; that of the layer where nothing does."""
+    if not tensors:
+        return fingerprint
+    return hashlib.sha256(f"{fingerprint} {digest(tensors)}".encode()).hexdigest()
 
 
 def with_norm(fingerprint: str, norm: nn.Module) -> str:

@@ -6,17 +6,14 @@ from typing import TypeAlias
 
 from torch import nn
 
+from convfactor.model.folding import Folded, untouched
+
 PADS = (nn.ZeroPad2d, nn.ConstantPad2d)
 Pads: TypeAlias = tuple[int, int, int, int]
 
 
-class FoldedPad(nn.Identity):
+class FoldedPad(Folded):
     """Stands where zeros were padded that the layer behind it adds now."""
-
-    @classmethod
-    def of(cls, pad: nn.Module) -> FoldedPad:
-        """Make what takes the place of a padding, in its mode."""
-        return cls().train(pad.training)
 
 
 def zeros_of(module: nn.Module) -> Pads | None:
@@ -24,7 +21,6 @@ def zeros_of(module: nn.Module) -> Pads | None:
     if not isinstance(module, PADS) or type(module) not in PADS or module.value != 0:
         return None
     left, right, top, bottom = module.padding
-    hooks = module._forward_hooks or module._forward_pre_hooks
-    if hooks or min(left, right, top, bottom) < 0:
+    if not untouched(module) or min(left, right, top, bottom) < 0:
         return None
     return left, right, top, bottom

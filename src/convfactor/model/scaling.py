@@ -38,6 +38,18 @@ _SUMS = frozenset(
 )
 
 
+# What gives the same for the same tensors, whatever else a call may be given.
+_CONSTANT = frozenset(
+    (
+        *("view", "reshape", "unsqueeze", "squeeze", "flatten", "unflatten", "expand", "permute"),
+        *("transpose", "t", "to", "type_as", "float", "double", "half", "bfloat16", "contiguous"),
+        *("clone", "detach", "exp", "sigmoid", "tanh", "softplus", "relu", "abs", "square", "sqrt"),
+        *("rsqrt", "reciprocal", "neg", "mul", "multiply", "div", "divide", "true_divide", "add"),
+        *("sub", "rsub", "expand_as", "view_as", "reshape_as", "to_copy", "alias"),
+    )
+)
+
+
 @dataclass(frozen=True, eq=False)
 class Scaling:
     """What is done to each channel, but for a factor that all have in common.
@@ -50,6 +62,23 @@ class Scaling:
 
     scale: Tensor | None
     size: Tensor | None = None
+
+
+def keeps_constant(func: Callable[..., Any], args: tuple[Any, ...]) -> bool:
+    """Whether a function of constants gives a constant.
+
+    Not one that takes something out, or draws at random; of indices only those that reshape.
+    """
+    name = getattr(getattr(func, "overloadpacket", func), "__name__", "").strip("_")
+    if name == "getitem" and len(args) == 2:
+        index = args[1] if isinstance(args[1], tuple) else (args[1],)
+        return all(one is None or one is ... or _is_whole(one) for one in index)
+    return name in _CONSTANT
+
+
+def _is_whole(index: object) -> bool:
+    """Whether an index is a whole dimension."""
+    return isinstance(index, slice) and index == slice(None)
 
 
 def is_norm(func: Callable[..., Any]) -> bool:

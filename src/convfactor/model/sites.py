@@ -62,6 +62,8 @@ class Subject:
         pad: Qualified name of the module in front that pads with zeros, which what takes its place
             adds by itself; empty for none.
         pads: Zeros that it adds (left, right, top, bottom).
+        scaled_by: Names of the parameters and buffers that scale its output, as far as that counts
+            in its error.
     """
 
     name: str
@@ -79,6 +81,7 @@ class Subject:
     norm: str = ""
     pad: str = ""
     pads: Pads = (0, 0, 0, 0)
+    scaled_by: tuple[str, ...] = ()
 
     @property
     def laid(self) -> ConvGeometry | None:

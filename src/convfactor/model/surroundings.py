@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from convfactor.conv.calls import is_about
 from convfactor.conv.scales import relative
-from convfactor.model.scaling import Scaling, is_norm, read_scaling
+from convfactor.model.scaling import Scaling, is_norm, keeps_constant, read_scaling
 
 S = TypeVar("S")
 
@@ -27,10 +27,12 @@ class Step:
     Attributes:
         scaling: What is done to each channel.
         inside: The module in whose forward it is done.
+        sources: The parameters and buffers that say so, by name.
     """
 
     scaling: Scaling
     inside: nn.Module
+    sources: frozenset[str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,11 +41,12 @@ class _Known:
 
     tensor: weakref.ReferenceType[Tensor]
     version: int
+    sources: frozenset[str] = frozenset()
 
     @classmethod
-    def of(cls, tensor: Tensor) -> _Known:
+    def of(cls, tensor: Tensor, sources: frozenset[str] = frozenset()) -> _Known:
         """Note a tensor as it is now."""
-        return cls(weakref.ref(tensor), _version(tensor))
+        return cls(weakref.ref(tensor), _version(tensor), sources)
 
     def still_is(self, value: object) -> bool:
         """Whether a value is that tensor, to which nobody has written."""
@@ -80,16 +83,16 @@ class _Value:
 class Surroundings(Generic[S]):
     """Follows the outputs of convolutions, and the constants that they are scaled by.
 
-    A tensor is constant where it is a parameter or buffer, or was computed from such alone, and
-    nobody has written into it since. Scales only say what an error counts, so that one of a value
-    that is no constant after all would spoil a metric, never a model.
+    A tensor is constant where it is a parameter or buffer, or one reshaped or computed from such
+    alone, and nobody has written into it since. What is taken out of one by an index is not: the
+    index may be another one in the next call.
     """
 
-    def __init__(self, tensors: Iterable[Tensor]) -> None:
+    def __init__(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
         """Start with nothing seen.
 
         Args:
-            tensors: The parameters and buffers of the model.
+            tensors: The parameters and buffers of the model, with their names.
         """
         self._constants: dict[int, _Known] = {}
         self._values: dict[int, _Value] = {}
@@ -100,7 +103,8 @@ class Surroundings(Generic[S]):
         self._sources: defaultdict[S, list[_Value | None]] = defaultdict(list)
         self._norms: defaultdict[nn.Module, int] = defaultdict(int)
         with _plainly():
-            self._add_constants(tensors)
+            for name, tensor in tensors:
+                self._add_constants([tensor], frozenset([name]))
 
     def called(
         self,
@@ -131,10 +135,12 @@ class Surroundings(Generic[S]):
                     value.readers += 1
             found = read_scaling(func, args, kwargs, self._axis, self._is_constant)
             made = output[0] if isinstance(output, tuple) and output else output
+            constants = [tensor for tensor in given if self._is_constant(tensor)]
+            sources = frozenset().union(*(self._constants[id(t)].sources for t in constants))
             if found is not None and isinstance(made, Tensor) and made.shape == found[0].shape:
-                self._scales(*found, made, inside)
-            elif given and all(map(self._is_constant, given)):
-                self._add_constants(v for v in tree_leaves(output) if isinstance(v, Tensor))
+                self._scales(found[0], Step(found[1], inside, sources), made)
+            elif given and len(constants) == len(given) and keeps_constant(func, args):
+                self._add_constants((v for v in tree_leaves(output) if _is_tensor(v)), sources)
 
     def gave(self, site: S, output: object, dims: int) -> None:
         """Take in what a convolution gave.
@@ -182,7 +188,7 @@ class Surroundings(Generic[S]):
                     return pad
         return None
 
-    def outputs(self, site: S, behind: int = 0) -> Tensor | None:
+    def outputs(self, site: S, behind: int = 0) -> tuple[Tensor | None, tuple[str, ...]]:
         """How much the channels of a convolution's output count beside each other.
 
         Args:
@@ -190,13 +196,18 @@ class Surroundings(Generic[S]):
             behind: Steps to leave out, as they are part of the convolution.
 
         Returns:
-            Float64 (C,); None where it is not known, or all count the same.
+            Float64 (C,), None where it is not known, or all count the same; and the names of the
+            parameters and buffers that say so.
         """
         scales: list[Tensor | None] = []
+        sources: set[str] = set()
         for chain in self.after(site):
-            factors = [s.scaling.scale for s in chain[behind:] if s.scaling.scale is not None]
+            steps = [step for step in chain[behind:] if step.scaling.scale is not None]
+            factors = [step.scaling.scale for step in steps if step.scaling.scale is not None]
             scales.append(torch.stack(factors).prod(0) if factors else None)
-        return _common(scales)
+            sources.update(*(step.sources for step in steps))
+        common = _common(scales)
+        return common, () if common is None else tuple(sorted(sources))
 
     def inputs(self, site: S) -> Tensor | None:
         """How large the channels are that a convolution reads, beside each other.
@@ -206,16 +217,15 @@ class Surroundings(Generic[S]):
         """
         return _common(self._read[site])
 
-    def _scales(self, x: Tensor, scaling: Scaling, made: Tensor, inside: nn.Module) -> None:
+    def _scales(self, x: Tensor, step: Step, made: Tensor) -> None:
         """Take in that the channels of a tensor were scaled."""
-        value, axis = self._known(x), self._axis(x)
+        value, axis, scaling = self._known(x), self._axis(x), step.scaling
         if value is not None:
-            value.step, value.written = Step(scaling, inside), made is x
+            value.step, value.written = step, made is x
             value.made = self._values[id(made)] = _Value(weakref.ref(made), axis)
-        size = scaling.scale if scaling.size is None else scaling.size
-        before = self._size(x)
-        if scaling.size is None and size is not None and before is not None:
-            size = size * before
+        size, before = scaling.size, self._size(x)
+        if size is None and scaling.scale is not None and before is not None:
+            size = scaling.scale * before
         if size is not None and axis == 1 - made.dim():
             self._sizes[id(made)] = _Known.of(made), size
 
@@ -234,10 +244,10 @@ class Surroundings(Generic[S]):
         value = self._known(tensor)
         return 1 - tensor.dim() if value is None else value.axis
 
-    def _add_constants(self, tensors: Iterable[Tensor]) -> None:
-        """Note tensors that are the same in every call."""
+    def _add_constants(self, tensors: Iterable[Tensor], sources: frozenset[str]) -> None:
+        """Note tensors that are the same in every call, and what they are made of."""
         for tensor in tensors:
-            self._constants[id(tensor)] = _Known.of(tensor)
+            self._constants[id(tensor)] = _Known.of(tensor, sources)
 
     def _is_constant(self, tensor: Tensor) -> bool:
         """Whether a tensor is the same in every call."""
@@ -249,6 +259,11 @@ def _plainly() -> AbstractContextManager[None]:
     """Ask tensors as such, past the classes that some are of."""
     context: AbstractContextManager[None] = torch._C.DisableTorchFunctionSubclass()
     return context
+
+
+def _is_tensor(value: object) -> TypeGuard[Tensor]:
+    """Whether a value is a tensor."""
+    return isinstance(value, Tensor)
 
 
 def _version(tensor: Tensor) -> int:

@@ -15,8 +15,7 @@ from convfactor.conv.geometry import ConvGeometry
 from convfactor.conv.layer import CascadeConv2d
 from convfactor.conv.structure import Structure
 from convfactor.conv.weights import FactorizedWeight
-from convfactor.model.norms import FoldedNorm
-from convfactor.model.pads import FoldedPad
+from convfactor.model.folding import Folded
 from convfactor.model.transforms import KINDS
 
 # What a wavelet transform may be made with.
@@ -139,7 +138,7 @@ def describe(model: nn.Module) -> Description:
                     "save a model whose cascades are plain CascadeConv2d"
                 )
             cascades[module] = (*cascades.get(module, ()), name)
-        elif isinstance(module, (FoldedNorm, FoldedPad)):
+        elif isinstance(module, Folded):
             folded.append(name)
         elif is_fast_transform(module):
             transforms[module] = (*transforms.get(module, ()), name)

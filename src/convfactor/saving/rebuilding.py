@@ -16,6 +16,7 @@ from convfactor.conv.layer import CascadeConv2d
 from convfactor.errors import PlanMismatchError
 from convfactor.model import graphs, rewrite, transforms
 from convfactor.model.candidates import is_convolution, is_special
+from convfactor.model.folding import Folded
 from convfactor.model.norms import NORMS, FoldedNorm
 from convfactor.model.pads import FoldedPad, Pads, zeros_of
 from convfactor.model.sites import inside
@@ -124,7 +125,7 @@ def _folded(model: nn.Module, saved: Description) -> dict[nn.Module, nn.Module]:
     new: dict[nn.Module, nn.Module] = {}
     for name in saved.folded:
         found = _found(model, name)
-        if isinstance(found, (FoldedNorm, FoldedPad)):
+        if isinstance(found, Folded):
             continue
         if isinstance(found, NORMS):
             new[found] = FoldedNorm.of(found)

@@ -46,10 +46,10 @@ def run(options: Namespace) -> None:
         progress=shown(options),
         time_limit=options.time_limit,
     )
-    if options.plot is not None:
-        write("--plot", options.plot, _picture(options, weight, found))
     if options.output is not None:
         write("--output", options.output, _weights(options.output, found))
+    if options.plot is not None:
+        write("--plot", options.plot, _picture(options, weight, found))
     if options.json:
         print(json.dumps(_record(options.kernel, tolerance, found), indent=2))
     elif STREAM not in (options.plot, options.output):
@@ -67,8 +67,13 @@ def _picture(options: Namespace, weight: Any, found: Factorization) -> bytes:
 
 
 def _weights(target: str, found: Factorization) -> bytes:
-    """The weights of the stages by number, and where the composed kernel lies."""
-    tensors = {f"stage{i}": kernel.contiguous() for i, kernel in enumerate(found.kernels, 1)}
+    """The stages by number, and where the composed kernel lies."""
+    tensors = {}
+    for i, stage in enumerate(found.stages, 1):
+        tensors[f"stage{i}"] = stage.weight.contiguous()
+        tensors[f"stage{i}.stride"] = torch.tensor(stage.stride)
+        tensors[f"stage{i}.dilation"] = torch.tensor(stage.dilation)
+        tensors[f"stage{i}.groups"] = torch.tensor(stage.groups)
     tensors["offset"] = torch.tensor(found.offset)
     if target.lower().endswith(".safetensors"):
         return safetensors.torch.save(tensors)
@@ -83,8 +88,9 @@ def _lines(name: str, tolerance: float | None, found: Factorization) -> list[str
     kernel = found.geometry
     lone = kernel.in_channels == kernel.out_channels == 1
     size = "x".join(map(str, kernel.kernel_size if lone else kernel.weight_shape))
-    met = "" if tolerance is None else f", {'within' if found.error <= tolerance else 'above'} "
-    met += "" if tolerance is None else f"{tolerance:g}"
+    met = ""
+    if tolerance is not None:
+        met = f", tolerance {tolerance:g} {'met' if found.met else 'missed'}"
     ratio = kernel.macs / found.macs
     fewer = (
         f", {ratio:.2f}x fewer than {kernel.macs}" if ratio > 1 else f" as against {kernel.macs}"

@@ -121,6 +121,7 @@ def _write(fast: Any, calls: list[Inputs] | None, output: Path) -> list[str]:
         return [EXPORTED]
     convfactor.save(fast, output)
     written = [FILES.record, FILES.weights]
+    (output / EXPORTED).unlink(missing_ok=True)  # of another model, should this one not export
     assert calls is not None
     try:
         with warnings.catch_warnings():

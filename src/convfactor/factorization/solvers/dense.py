@@ -27,6 +27,8 @@ _TRIAL = 50
 _LONG_TRIAL = 400
 _SOONEST = 100
 _EXACT = 1e-28
+# Error of a kernel rounded to single precision; that of half precision is worth no less care.
+_SINGLE = 1e-7
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,7 @@ def _descend(descent: Descent, trial: int, limits: _Limits, request: Request) ->
     """Descend from several starts, after a trial only from each group's best."""
     groups = descent.groups
     history: list[Tensor] = []
-    exact = max(_EXACT, (request.problem.rounding / 2) ** 2)
+    exact = max(_EXACT, min(request.problem.rounding / 2, _SINGLE) ** 2)
     for iteration in range(limits.most):
         lowest = float(descent.loss.view(-1, groups).amin(0).mean())
         if lowest < exact or request.budget.used_up():
