@@ -1,4 +1,5 @@
 import os
+import signal
 
 import torch
 from hypothesis import HealthCheck, settings
@@ -7,6 +8,10 @@ from hypothesis import HealthCheck, settings
 os.environ["COLUMNS"] = "120"
 for name in ("NO_COLOR", "FORCE_COLOR"):
     os.environ.pop(name, None)
+
+# A shell lets jobs in the background ignore Ctrl-C, and what they start with them.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Tests are small: threads cost more than they give, above all where several processes run tests.
 os.environ["OMP_NUM_THREADS"] = "1"

@@ -17,7 +17,7 @@ from convfactor.cli import main
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-MODULES = ["convfactor", *(f"convfactor.{name}" for name in ("fx", "wavelets", "plots"))]
+MODULES = ["convfactor", *(f"convfactor.{name}" for name in ("filters", "fx", "wavelets", "plots"))]
 
 
 def blocks(page: Path, language: str) -> list[str]:

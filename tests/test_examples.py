@@ -32,7 +32,9 @@ def run(name, *arguments, folder):
         encoding="utf-8",
     )
     assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
+    # Other tests run beside it.
+    told = [line for line in done.stderr.splitlines() if not line.startswith("the machine is busy")]
+    assert told == []
     return done.stdout
 
 

@@ -10,6 +10,7 @@ import pickle
 import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,8 @@ SLOW = {"torch", "numpy", "rich", "cattrs", "jinja2", "safetensors", "matplotlib
 PUBLIC = [
     "Bounds", "Cascade", "CascadeConv2d", "CascadeConvNd", "ConvGeometry", "Factorization",
     "Inputs", "Moments", "Plan", "PlanMismatchError", "Stage", "StageShape", "Structure",
-    "ToleranceError", "factorize", "fx", "load", "optimize", "plan", "save", "wavelets",
+    "ToleranceError", "bench", "factorize", "filters", "fx", "load", "optimize", "plan", "save",
+    "wavelets",
 ]  # fmt: skip
 
 
@@ -108,10 +110,13 @@ def test_one_version():
     assert f"\nversion: {version}\ndate-released: {date}\n" in citation
 
 
+MODULES = [f"convfactor.{name}" for name in ("filters", "fx", "wavelets", "plots")]
+
+
 def documented():
     """Public classes and functions, by the names that users write."""
     found = {}
-    for module in (convfactor, convfactor.fx, convfactor.wavelets, convfactor.plots):
+    for module in (convfactor, *map(import_module, MODULES)):
         for name in module.__all__:
             value = getattr(module, name)
             if inspect.isclass(value) or inspect.isfunction(value):

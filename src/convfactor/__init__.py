@@ -5,7 +5,6 @@ answers without torch. Type checkers and editors read the same names in ``__init
 """
 
 from importlib import import_module
-from importlib.util import find_spec
 
 __version__ = "0.1.0"
 
@@ -24,15 +23,16 @@ _HOMES = {
     "StageShape": "convfactor.conv.structure",
     "Structure": "convfactor.conv.structure",
     "ToleranceError": "convfactor.errors",
+    "bench": "convfactor.planning.worth",
     "factorize": "convfactor.factorization.factorize",
     "load": "convfactor.saving.folders",
     "optimize": "convfactor.planning.optimization",
     "plan": "convfactor.planning.optimization",
     "save": "convfactor.saving.folders",
 }
-_MODULES = ("fx", "plots", "wavelets")
+_MODULES = ("filters", "fx", "plots", "wavelets")
 
-__all__ = sorted([*_HOMES, "fx", "wavelets"])  # not plots, which needs an extra
+__all__ = sorted([*_HOMES, "filters", "fx", "wavelets"])  # not plots, which needs an extra
 
 
 def __getattr__(name: str) -> object:
@@ -47,5 +47,7 @@ def __getattr__(name: str) -> object:
 
 def __dir__() -> list[str]:
     """All names; ``plots`` only where there is something to draw with."""
+    from importlib.util import find_spec  # loaded late: until then Ctrl-C shows a traceback
+
     names = {*globals(), *_HOMES, *_MODULES}
     return sorted(names if find_spec("matplotlib") else names - {"plots"})

@@ -1,5 +1,6 @@
 """Where the public names are, for type checkers and editors; see ``__init__.py``."""
 
+from convfactor import filters as filters
 from convfactor import fx as fx
 from convfactor import plots as plots
 from convfactor import wavelets as wavelets
@@ -19,6 +20,7 @@ from convfactor.factorization.factorize import factorize as factorize
 from convfactor.model.inputs import Inputs as Inputs
 from convfactor.planning.optimization import optimize as optimize
 from convfactor.planning.optimization import plan as plan
+from convfactor.planning.worth import bench as bench
 from convfactor.plans.plan import Plan as Plan
 from convfactor.saving.folders import load as load
 from convfactor.saving.folders import save as save

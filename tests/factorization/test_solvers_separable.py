@@ -12,7 +12,7 @@ from scipy.signal import convolve2d, correlate
 from torch import Tensor
 
 from convfactor.conv.cascade import Cascade
-from convfactor.factorization.solvers import Request, separable
+from convfactor.factorization.solvers import Request, separable, solve
 from convfactor.factorization.solvers.chains import chain_structure
 from convfactor.factorization.solvers.problem import Problem
 
@@ -191,6 +191,14 @@ def test_pairs_are_the_best_of_their_rank(
         left, values, right = np.linalg.svd(kernel, full_matrices=False)
         best = (left[:, :terms] * values[:terms]) @ right[:terms]
         np.testing.assert_allclose(found, best, atol=1e-12)
+
+
+@pytest.mark.parametrize("sizes", [[(5, 5), (1, 1)], [(1, 1), (5, 5)]])
+def test_a_stage_that_holds_the_kernel_is_no_pair(sizes: list[tuple[int, int]]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    problem = Problem(torch.randn(1, 1, 1, 5, 5, generator=generator).double())
+    cascade = solve(Request(problem, chain_structure(1, 1, sizes)))
+    assert problem.error(cascade) <= 1e-10
 
 
 @pytest.mark.parametrize(

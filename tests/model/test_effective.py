@@ -74,6 +74,21 @@ def test_weight_and_padding_are_read_off_a_call(conv, padding, mode):
     )
 
 
+@pytest.mark.parametrize("stride", [2, 3, 4])
+def test_padding_as_the_size_needs_it_is_read_off(stride):
+    conv = Same(2, 3, 5, stride=stride).eval()
+    found = read(conv)
+    torch.testing.assert_close(found.weight, conv.standard())
+    assert found.geometry.padding == (0, 0, 0, 0)
+    for size in range(12, 18):
+        x = torch.randn(2, 2, size, size + 1)
+        mine = found.form.convolve(x, found.weight, found.bias, found.geometry)
+        torch.testing.assert_close(mine, conv(x))
+        plain = F.conv2d(found.form.input(x), found.weight, found.bias, conv.stride)
+        torch.testing.assert_close(plain, conv(x))
+    assert effective(conv, found.form, SIZE).form == found.form
+
+
 def pruned():
     conv = nn.Conv2d(2, 3, 5)
     prune.l1_unstructured(conv, "weight", 0.5)
@@ -115,6 +130,13 @@ class Dynamic(nn.Conv2d):
         return F.conv2d(x, self.weight * x.mean(), self.bias)
 
 
+class Doubled(Same):
+    """Pads twice what TensorFlow does."""
+
+    def forward(self, x):
+        return super().forward(F.pad(x, (x.shape[-1] % 2,) * 4))
+
+
 class Alone(nn.Conv2d):
     def forward(self, x):
         return x
@@ -123,7 +145,7 @@ class Alone(nn.Conv2d):
 @pytest.mark.parametrize(
     ("conv", "said"),
     [
-        (Same(2, 3, 5, stride=2), "padding depends on the size"),
+        (Doubled(2, 3, 5, stride=2), "padding depends on the size"),
         (Scaled(2, 3, 5), "more than its convolution"),
         (Shifted(2, 3, 5), "changes the input"),
         (Dynamic(2, 3, 5), "weight depends on the input"),

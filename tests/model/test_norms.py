@@ -53,12 +53,21 @@ def transposed() -> nn.ConvTranspose2d:
     [
         (nn.Sequential(conv(), norm(), nn.ReLU()), (2, 2, 12, 12)),
         (nn.Sequential(conv(bias=False), norm(affine=False)), (2, 2, 12, 12)),
+        (nn.Sequential(conv(), norm(2, nn.SyncBatchNorm)), (2, 2, 12, 12)),
         (nn.Sequential(nn.Sequential(conv()), nn.Sequential(norm())), (2, 2, 12, 12)),
         (nn.Sequential(nn.Conv1d(2, 2, 5), norm(2, nn.BatchNorm1d)), (2, 2, 12)),
         (nn.Sequential(transposed(), norm()), (2, 2, 7, 7)),
         (nn.Sequential(nn.utils.parametrizations.weight_norm(conv()), norm()), (2, 2, 12, 12)),
     ],
-    ids=["plain", "without weights", "nested", "sequences", "transposed", "computed"],
+    ids=[
+        "plain",
+        "without weights",
+        "synchronized",
+        "nested",
+        "sequences",
+        "transposed",
+        "computed",
+    ],
 )
 def test_a_normalization_is_folded(model, shape):
     x = torch.randn(shape)
@@ -89,8 +98,31 @@ NOT_ALONE = [
 
 
 @pytest.mark.parametrize("use", ALONE)
-def test_calls_that_only_the_normalization_reads(use):
-    assert site(Uses(use)).subject.norm == "norm"
+def test_what_a_forward_puts_together_is_weighed_and_stays(use):
+    found = site(Uses(use))
+    assert found.subject.norm == ""
+    assert found.scales.outputs is not None
+
+
+def test_another_normalization_may_be_chosen_in_the_next_call():
+    model = Uses(lambda m, x: m.after[int(x.shape[0] > 1)](m.layer(x)))
+    model.after = nn.ModuleList([norm(), norm()])
+    model.after[1].weight.data *= torch.tensor([3.0, -1.0])
+    fast, plan = convfactor.optimize(model.eval(), images(), 1e-3, **OPTIONS)
+    assert plan.replaced
+    for count in (1, 2):
+        x = images(1, count=count)
+        torch.testing.assert_close(fast(x), model(x), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("change", [
+    lambda m: m.register_full_backward_hook(lambda *args: None),
+    lambda m: setattr(m, "forward", m.forward),
+])  # fmt: skip
+def test_what_else_runs_with_a_normalization_is_not_lost(change):
+    model = nn.Sequential(conv(), norm()).eval()
+    change(model[1])
+    assert site(model).subject.norm == ""
 
 
 @pytest.mark.parametrize("use", NOT_ALONE)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 
 import pytest
 import torch
@@ -160,6 +161,55 @@ def test_other_dimensions_are_listed_as_kept(kind):
     site = only(nn.Sequential(kind(2, 2, 5)), torch.zeros(1, 2, 6, 6, 6))
     assert site.subject.geometry is None
     assert "3-D" in why(site)
+    assert "nn.Conv2d of the frames" in why(site)
+
+
+def test_a_functional_3d_call_is_kept_with_the_way_out():
+    model = Apply(lambda m, x: F.conv3d(x, m.kernel))
+    model.kernel = nn.Parameter(torch.ones(2, 2, 5, 5, 5))
+    site = only(model, torch.zeros(1, 2, 6, 6, 6))
+    assert site.reason.short == "a 3-D convolution"
+    assert "nn.Conv1d of the times" in why(site)
+
+
+class Halved(nn.Conv2d):
+    """Computes its weight."""
+
+    def forward(self, x):
+        return F.conv2d(x, self.weight / 2, self.bias)
+
+
+def halved():
+    return Halved(2, 2, 5), ("weight",)
+
+
+def parametrized():
+    return nn.utils.parametrizations.weight_norm(conv()), ("parametrizations", "original1")
+
+
+def hooked_norm():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return nn.utils.weight_norm(conv()), ("weight_v",)
+
+
+@pytest.mark.parametrize("make", [halved, parametrized, hooked_norm])
+def test_computed_weights_that_share_what_they_are_computed_from_are_kept(make):
+    (first, path), (second, _) = make(), make()
+    model = nn.Sequential(first, second).eval()
+    assert [type(site) for site in look(model)] == [Site, Site]
+    holders = [
+        layer.parametrizations.weight if len(path) > 1 else layer for layer in (first, second)
+    ]
+    setattr(holders[1], path[-1], getattr(holders[0], path[-1]))
+    sites = look(model)
+    assert [site.reason.code for site in sites] == ["shared", "shared"]
+    assert [name in why(site) for site, name in zip(sites, "10", strict=True)] == [True, True]
+
+
+def test_a_computed_weight_under_two_names_is_one_site():
+    layer, _ = parametrized()
+    assert isinstance(only(nn.Sequential(layer, layer)), Site)
 
 
 @pytest.mark.filterwarnings("ignore:Complex modules:UserWarning")

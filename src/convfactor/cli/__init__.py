@@ -1,40 +1,25 @@
 """The command line."""
 
+# Whatever is imported here can't be interrupted without a traceback: see `interrupts`.
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from convfactor.cli.arguments import check, parser
-from convfactor.cli.messages import say
-from convfactor.errors import ToleranceError
+import sys
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: list[str] | tuple[str, ...] | None = None) -> int:
     """Run the command line.
 
     Args:
         arguments: Without the program's name; None takes those of the process.
 
     Returns:
-        The exit status: 0, 1 where ``--strict`` finds the tolerance missed, 2 for wrong usage.
+        The exit status: 0, 1 where ``--strict`` finds the tolerance missed, 2 for wrong usage, 130
+        where it was interrupted, and 141 where nobody reads what it prints.
     """
-    options = parser().parse_args(arguments)
     try:
-        check(options)
-        from convfactor.cli import commands  # loads torch, which takes seconds
+        from convfactor.cli.running import run
 
-        commands.run(options)
-    except ToleranceError as error:
-        return _fail(error, 1)
-    except (ValueError, TypeError, OSError, ImportError) as error:
-        return _fail(error, 2)
-    except KeyboardInterrupt:
-        say("interrupted; what was decided is kept, run the same command again to go on")
+        return run(sys.argv[1:] if arguments is None else arguments, own=arguments is None)
+    except KeyboardInterrupt:  # before anything was done
+        print("convfactor: interrupted; nothing was written", file=sys.stderr)
         return 130
-    return 0
-
-
-def _fail(error: Exception, status: int) -> int:
-    """Report a user's mistake."""
-    say(f"error: {error}")
-    return status

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
+import io
 import os
+import pkgutil
 import sys
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +19,12 @@ from safetensors.torch import load_model
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from convfactor.cli.arguments import ARCHIVE, split
+from convfactor.cli.arguments import ARCHIVE
+from convfactor.cli.checks import split
+from convfactor.cli.kernels import suffix_of
+from convfactor.cli.messages import told
+from convfactor.cli.parsing import STREAM, piped
+from convfactor.errors import did_you_mean
 
 
 def read_device(text: str) -> torch.device:
@@ -28,33 +37,62 @@ def read_device(text: str) -> torch.device:
         device = torch.device(text)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {text} can't be used: {error}") from error
+        first = str(error).splitlines()[0]
+        raise ValueError(f"--device {text} can't be used: {first}") from error
     return device
 
 
-def _function(text: str, what: str) -> Callable[..., Any]:
+def _named(text: str, what: str) -> Any:
     """Find MODULE:NAME in the current folder or the installed packages."""
     module_name, name = split(what, text)
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # whatever the user's module raises
-        raise ValueError(f"{what} {text!r} can't be imported: {_words(error)}") from error
-    value = getattr(module, name, None)
+    except ModuleNotFoundError as error:
+        near = did_you_mean(module_name, _modules(module_name))
+        raise ValueError(f"{what} {text!r} can't be imported: {told(error)}{near}") from error
+    except (Exception, SystemExit) as error:  # whatever the user's module raises
+        raise ValueError(f"{what} {text!r} can't be imported: {told(error)}") from error
+    try:
+        return functools.reduce(getattr, name.split("."), module)
+    except AttributeError:
+        known = [other for other in dir(module) if not other.startswith("__")]
+        raise ValueError(
+            f"{what} {text!r}: there is no {name} in {module_name}{did_you_mean(name, known)}"
+        ) from None
+
+
+def _modules(name: str) -> list[str]:
+    """The modules beside one that is not there."""
+    package, _, _ = name.rpartition(".")
+    try:
+        path = importlib.import_module(package).__path__ if package else None
+    except Exception:  # the package is what is not there
+        return []
+    return [f"{package}.{m.name}" if package else m.name for m in pkgutil.iter_modules(path)]
+
+
+def _function(text: str, what: str) -> Callable[..., Any]:
+    """Find a function."""
+    value = _named(text, what)
     if not callable(value):
-        raise ValueError(f"{what} {text!r}: {module_name} has no function {name}")
+        raise ValueError(f"{what} {text!r} must be a function, got {type(value).__name__}")
     function: Callable[..., Any] = value
     return function
 
 
-def _call(text: str, what: str, convert: Callable[[Any], Any] = lambda value: value) -> Any:
-    """Call MODULE:NAME."""
-    function = _function(text, what)
+def _made(text: str, what: str, kind: type, convert: Callable[[Any], Any]) -> Any:
+    """Find a thing of some kind, or call what makes it."""
+    value = _named(text, what)
     try:
-        return convert(function())
-    except Exception as error:  # whatever the user's function raises
-        raise ValueError(f"{what} {text!r} raised {_words(error)}") from error
+        if isinstance(value, kind) and not isinstance(value, type):
+            return convert(value)
+        if callable(value):
+            return convert(value())
+    except (Exception, SystemExit) as error:  # whatever the user's code raises
+        raise ValueError(f"{what} {text!r} raised {told(error)}") from error
+    return value
 
 
 def read_program(file: str) -> ExportedProgram:
@@ -66,62 +104,82 @@ def read_program(file: str) -> ExportedProgram:
     try:
         return torch.export.load(file)
     except Exception as error:  # readers of damaged files raise all kinds
-        raise ValueError(f"{file} can't be read as an exported program: {_words(error)}") from error
+        raise ValueError(f"{file} can't be read as an exported program: {told(error)}") from error
 
 
-def read_model(text: str, weights: Path | None) -> nn.Module:
-    """Make the model and load its weights.
+def read_model(text: str, weights: str | None) -> nn.Module:
+    """Take or make the model, and load its weights.
 
     Args:
-        text: MODULE:FACTORY.
-        weights: File of its weights; None for those it is made with.
+        text: MODULE:NAME of a module, or of a class or function that makes one.
+        weights: File of its weights, "-" for stdin; None for those it is made with.
 
     Raises:
-        TypeError: The factory makes something else.
-        ValueError: The factory fails, or the weights are damaged or do not fit.
+        TypeError: It is, or makes, something else.
+        ValueError: It fails, or the weights are damaged or do not fit.
     """
-    model = _call(text, "MODULE:FACTORY")
+    model = _made(text, "the model", nn.Module, lambda value: value)
     if not isinstance(model, nn.Module):
-        raise TypeError(f"{text} must return a torch.nn.Module, got {type(model).__name__}")
+        raise TypeError(
+            f"the model {text} must be a torch.nn.Module, or return one, got {type(model).__name__}"
+        )
     if weights is None:
         return model
     try:
-        if weights.suffix == ".safetensors":
-            load_model(model, weights)  # knows of tied weights, which the file holds once
+        if weights == STREAM:
+            data = piped()
+            with tempfile.TemporaryDirectory() as folder:
+                file = Path(folder) / f"weights{suffix_of(data)}"
+                file.write_bytes(data)
+                _load_weights(model, file)
         else:
-            state = torch.load(weights, map_location="cpu", weights_only=True)
-            model.load_state_dict(state.get("state_dict", state))  # as training frameworks nest it
+            _load_weights(model, Path(weights))
     except Exception as error:  # readers of damaged files raise all kinds
         raise ValueError(
-            f"--weights {weights} can't be read, or does not fit {text}: {_words(error)}"
+            f"--weights {weights} can't be read, or does not fit {text}: {told(error)}"
         ) from error
     return model
+
+
+def _load_weights(model: nn.Module, file: Path) -> None:
+    """Load weights into a model."""
+    if file.suffix == ".safetensors":
+        load_model(model, file)  # knows of tied weights, which the file holds once
+    else:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+        model.load_state_dict(state.get("state_dict", state))  # as training frameworks nest it
 
 
 def read_calibration(text: str) -> list[Any]:
     """Read calibration batches.
 
     Args:
-        text: An archive of arrays, or MODULE:FUNCTION.
+        text: An archive of arrays, "-" for one on stdin, or MODULE:NAME.
 
     Raises:
         ValueError: The file is damaged, or the function fails.
     """
-    if not text.endswith(ARCHIVE):
-        batches: list[Any] = _call(text, "--calibration", list)
+    if text != STREAM and not text.endswith(ARCHIVE):
+        batches = _made(text, "--calibration", Iterable, list)
+        if not isinstance(batches, list):
+            raise ValueError(
+                f"--calibration {text!r} must be batches, or a function that yields them, got "
+                f"{type(batches).__name__}"
+            )
         return batches
     try:
-        with open(text, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+        data = piped() if text == STREAM else Path(text).read_bytes()
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             return [torch.from_numpy(arrays[name]) for name in arrays.files]
     except Exception as error:  # readers of damaged files raise all kinds
-        raise ValueError(f"--calibration {text} can't be read: {_words(error)}") from error
+        raise ValueError(f"--calibration {text} can't be read: {told(error)}") from error
 
 
 def read_evaluation(text: str) -> Callable[[nn.Module], float]:
     """Find the function that says how good a model is.
 
     Args:
-        text: MODULE:FUNCTION.
+        text: MODULE:NAME.
 
     Raises:
         ValueError: It is not there.
@@ -140,8 +198,3 @@ def moved(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
     if isinstance(value, Mapping):
         return {key: moved(v, device, dtype) for key, v in value.items()}
     return value
-
-
-def _words(error: Exception) -> str:
-    """An error's kind and message."""
-    return f"{type(error).__name__}: {error}"

@@ -33,8 +33,14 @@ class OutputErrors:
 class ErrorMeter:
     """Running sums over pairs of a true output and a rewritten one."""
 
-    def __init__(self) -> None:
-        """Start with nothing seen."""
+    def __init__(self, gains: Tensor | None = None) -> None:
+        """Start with nothing seen.
+
+        Args:
+            gains: (C,), what the channels of the outputs are scaled by before they are compared;
+                None for nothing.
+        """
+        self._gains = gains
         self._count = 0.0
         self._sum: Tensor | None = None
         self._squares: Tensor | None = None
@@ -53,7 +59,11 @@ class ErrorMeter:
         if true.dim() == 3:
             true, got = true[None], got[None]
         exact = true.to(torch.float64)
-        wrong = (got.to(torch.float64) - exact).square()
+        wrong = got.to(torch.float64) - exact
+        if self._gains is not None:
+            gains = self._gains.to(exact)[:, None, None]
+            exact, wrong = exact * gains, wrong * gains
+        wrong = wrong.square()
         worst = float(wrong.mean())
         sums = exact.sum((0, 2, 3)), exact.square().sum((0, 2, 3)), wrong.sum((0, 2, 3))
         if self._sum is None or self._squares is None or self._wrong is None:
@@ -98,6 +108,7 @@ def layer_errors(
     rewritten: Callable[[Tensor], Tensor],
     pairs: Iterable[tuple[Tensor, Tensor]],
     geometry: ConvGeometry,
+    gains: Tensor | None = None,
 ) -> OutputErrors:
     """Compare a layer with what it replaces, on full outputs, in the dtype of the inputs.
 
@@ -105,8 +116,9 @@ def layer_errors(
         rewritten: What takes the original's place.
         pairs: Inputs of the layer's calls, each with the original's output.
         geometry: The layer's geometry, which says which outputs read padding.
+        gains: (C_out,), what the channels are scaled by before they are compared; None for nothing.
     """
-    meter = ErrorMeter()
+    meter = ErrorMeter(gains)
     with torch.no_grad():
         for x, true in pairs:
             border = reads_padding(geometry, (x.shape[-2], x.shape[-1]))

@@ -93,8 +93,9 @@ def _spectral_norm(residual: Tensor, groups: int) -> float:
     effort = groups * math.prod(block) * height * width / 2 * max(min(block) / 2**30, 1 / 2**23)
     if effort > _MOST_EFFORT:
         return _schur_norm(residual, groups)
-    density = next((d for d in range(8, 2, -1) if d**2 * effort <= 1), 2)
-    points = (density * height, density * width)
+    axes = (height > 1) + (width > 1)
+    density = next((d for d in range(8, 2, -1) if d**axes * effort <= 1), 2)
+    points = [density * taps if taps > 1 else 1 for taps in (height, width)]
     response = torch.fft.rfft2(residual, s=points).unflatten(0, (groups, block[0]))
     response = response.permute(0, 3, 4, 1, 2)
     if block[0] > block[1]:

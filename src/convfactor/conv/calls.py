@@ -31,16 +31,20 @@ SIGNATURES: dict[Any, tuple[str, ...]] = {
     ),
     **dict.fromkeys((torch.convolution, _ATEN.convolution, _ATEN.convolution.default), CONVOLUTION),
 }
+VOLUME = (
+    "a 3-D convolution; those of 1 and 2 dimensions are replaced: make one of 1 x k x k an "
+    "nn.Conv2d of the frames, and one of k x 1 x 1 an nn.Conv1d of the times"
+)
 # What convolves as well, but in a way that no cascade stands in for: with the reason.
 OTHERS: dict[str, str] = {
-    "conv3d": "a 3-D convolution",
-    "conv_transpose3d": "a 3-D convolution",
+    "conv3d": VOLUME,
+    "conv_transpose3d": VOLUME,
     "_convolution": "called as _convolution; call F.conv2d",
     "cudnn_convolution": "called as cudnn_convolution; call F.conv2d",
     "mkldnn_convolution": "called as mkldnn_convolution; call F.conv2d",
     "thnn_conv2d": "called as thnn_conv2d; call F.conv2d",
-    "conv_depthwise3d": "a 3-D convolution",
-    "slow_conv3d": "a 3-D convolution",
+    "conv_depthwise3d": VOLUME,
+    "slow_conv3d": VOLUME,
 }
 # What only tells about a tensor, and nothing of its values.
 ABOUT = frozenset(

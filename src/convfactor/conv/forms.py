@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convfactor.conv.geometry import ConvGeometry, PaddingMode, Pair, pair
+from convfactor.conv.same import Same
 from convfactor.conv.transposed import Transposed
 
 
@@ -30,15 +31,17 @@ class Form:
     Attributes:
         dims: 2 for images, 1 for sequences.
         transposed: The integers of a transposed convolution; None for any other.
+        same: What says how many zeros an image needs; None where the geometry does.
     """
 
     dims: int = 2
     transposed: Transposed | None = None
+    same: Same | None = None
 
     @property
     def is_plain(self) -> bool:
         """Whether it is an ordinary convolution of images."""
-        return self.dims == 2 and self.transposed is None
+        return self.dims == 2 and self.transposed is None and self.same is None
 
     @property
     def phases(self) -> int:
@@ -93,6 +96,8 @@ class Form:
 
     def input(self, x: Tensor) -> Tensor:
         """The image that the plain convolution reads."""
+        if self.same is not None:
+            return self.same.padded(x)
         return x.unsqueeze(-2) if self.dims == 1 else x
 
     def output(self, y: Tensor) -> Tensor:
@@ -113,6 +118,7 @@ class Form:
             groups, dilation = geometry.groups, geometry.dilation[cut]
             result: Tensor = call(x, weight, bias, stride, padding, more, groups, dilation)
             return result
+        x = x if self.same is None else self.same.padded(x)
         return convolution(x, weight, bias, geometry, self.dims)
 
 
@@ -217,6 +223,9 @@ def is_consistent(form: Form, geometry: ConvGeometry) -> bool:
         (geometry.kernel_size[0], geometry.stride[0], geometry.dilation[0]) == (1, 1, 1)
         and geometry.padding[2:] == (0, 0)
     )
+    if form.same is not None:
+        fixed = form.transposed is None and form.dims == 2 and not any(geometry.padding)
+        return fixed and form.same == Same.of(geometry)
     if form.dims not in (1, 2) or not flat or form.transposed is None:
         return form.dims in (1, 2) and flat
     own = form.transposed

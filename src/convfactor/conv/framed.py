@@ -13,11 +13,12 @@ from convfactor.conv.weights import ComposedWeight
 
 
 class CascadeConvNd(nn.Module):
-    """Run a cascade in place of ``nn.Conv1d``, ``nn.ConvTranspose1d`` or ``nn.ConvTranspose2d``.
+    """Run a cascade in place of a convolution that is no plain ``nn.Conv2d``.
 
-    A sequence is given to the cascade as an image of one row. Of a transposed convolution the
-    cascade computes all phases as channels, at the resolution of the input, and they are
-    interleaved; see ``convfactor.conv.forms``.
+    That is of ``nn.Conv1d``, ``nn.ConvTranspose1d`` or ``nn.ConvTranspose2d``, or of a module that
+    pads as much as the image needs. A sequence is given to the cascade as an image of one row. Of a
+    transposed convolution the cascade computes all phases as channels, at the resolution of the
+    input, and they are interleaved; see ``convfactor.conv.forms``.
 
     Args:
         plain: The cascade of the plain convolution of images.
@@ -49,7 +50,7 @@ class CascadeConvNd(nn.Module):
         self.groups = geometry.groups
         self.padding_mode = geometry.padding_mode
         self.transposed = own is not None
-        self.padding = geometry.padding[:1] if own is None else own.padding[cut]
+        self.padding = geometry.padding[: form.dims] if own is None else own.padding[cut]
         self.output_padding = (0,) * form.dims if own is None else own.output_padding[cut]
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import nn
@@ -158,6 +158,11 @@ class ConvGeometry:
         """Multiplies per output pixel."""
         out_channels, in_per_group, height, width = self.weight_shape
         return out_channels * in_per_group * height * width
+
+    def padded(self, pads: tuple[int, int, int, int]) -> ConvGeometry:
+        """The same with more padding (left, right, top, bottom)."""
+        left, right, top, bottom = map(operator.add, self.padding, pads)
+        return replace(self, padding=(left, right, top, bottom))
 
     def output_size(self, height: int, width: int) -> Pair:
         """Output height and width for an input of the given height and width."""

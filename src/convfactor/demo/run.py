@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from concurrent.futures import Executor
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -19,6 +20,21 @@ from convfactor.terminal import console, width
 
 RIM = 6
 DETAIL = (slice(24, 204), slice(150, 330))
+
+
+def check_packages() -> None:
+    """Refuse to run without the packages for the photographs and the picture.
+
+    Raises:
+        ImportError: One is missing.
+    """
+    packages = {"skimage": "scikit-image", "matplotlib": "matplotlib"}
+    missing = [name for module, name in packages.items() if find_spec(module) is None]
+    if missing:
+        raise ImportError(
+            f"the demo needs {' and '.join(missing)}, which is not installed: "
+            "pip install 'convfactor[demo]'"
+        )
 
 
 def demo(

@@ -11,6 +11,7 @@ from torch import Tensor
 from convfactor.conv.cascade import Cascade
 from convfactor.conv.geometry import ConvGeometry, Pair
 from convfactor.conv.moments import Moments
+from convfactor.conv.scales import Scales
 from convfactor.conv.structure import Structure
 from convfactor.factorization.budget import Budget
 from convfactor.factorization.factorization import Factorization
@@ -43,6 +44,7 @@ class Factorizer:
         seed: Seed of the random starts.
         report: Called while a structure is solved.
         budget: Time that all solves together may take.
+        scales: How much its channels count.
     """
 
     weight: Tensor
@@ -53,12 +55,14 @@ class Factorizer:
     seed: int = 0
     report: Report = silent
     budget: Budget = field(default_factory=Budget)
+    scales: Scales = field(default_factory=Scales)
 
     def problem(self, structure: Structure) -> Problem:
         """The problem on the smallest window that holds the kernel and the structure."""
-        return Problem.from_weight(
+        problem = Problem.from_weight(
             self.weight, self.kernel.groups, self.moments, self.margin(structure)
         )
+        return replace(problem, target=self.scales.kernel(problem.target))
 
     def fits(self, structure: Structure) -> bool:
         """Whether the moments reach as far as the structure spans, and it can be solved at all."""
@@ -130,28 +134,29 @@ class Factorizer:
         request = Request(
             aim,
             structure,
-            starts=starts,
+            starts=[self.scales.cascade(start) for start in starts],
             seed=self.seed,
             ridge=self.ridge,
             effort=effort,
             progress=lambda share, error: self.report(structure, share, error),
             budget=self.budget,
         )
-        return self.measure(solve(request), problem)
+        return self.measure(self.scales.inverse.cascade(solve(request)), problem)
 
     def measure(self, cascade: Cascade, problem: Problem | None = None) -> Factorization:
         """Apply the constraint, round to the weight's dtype and compute the errors."""
         problem = self.problem(cascade.structure) if problem is None else problem
         if self.preserve_dc:
-            cascade = constraints.preserve_dc(problem, cascade)
+            weighed = constraints.preserve_dc(problem, self.scales.cascade(cascade))
+            cascade = self.scales.inverse.cascade(weighed)
         rounded = _rounded(cascade, self.weight.dtype)
-        residual = problem.residual(rounded)
+        residual = self._residual(problem, rounded)
         shift = residual.new_zeros(self.kernel.out_channels)
         if self.moments is not None:
             margin = (-problem.origin[0], -problem.origin[1])
             mean = self.moments.cropped(margin).mean.to(residual.device)
             shift = -torch.einsum("gop,gp->go", residual.flatten(2), mean).flatten()
-        exact = problem.error(cascade) <= problem.exact
+        exact = problem.error(self.scales.cascade(cascade)) <= problem.exact
         return self._described(problem, rounded, residual, shift, exact)
 
     def retouched(self, cascade: Cascade, bias_shift: Tensor) -> Factorization:
@@ -162,16 +167,22 @@ class Factorizer:
             bias_shift: Float64 (C_out,), what the bias takes up.
         """
         problem = self.problem(cascade.structure)
-        return self._described(problem, cascade, problem.residual(cascade), bias_shift, False)
+        residual = self._residual(problem, cascade)
+        return self._described(problem, cascade, residual, bias_shift, False)
+
+    def _residual(self, problem: Problem, cascade: Cascade) -> Tensor:
+        """Composed kernel minus the weight, on the problem's window."""
+        return self.scales.inverse.kernel(problem.residual(self.scales.cascade(cascade)))
 
     def _described(
         self, problem: Problem, rounded: Cascade, residual: Tensor, shift: Tensor, exact: bool
     ) -> Factorization:
         """Put the figures of a rounded cascade together."""
+        weighed = self.scales.cascade(rounded)
         return Factorization(
             cascade=rounded,
-            error=problem.error(rounded),
-            channel_errors=problem.channel_errors(rounded).flatten(),
+            error=problem.error(weighed),
+            channel_errors=problem.channel_errors(weighed).flatten(),
             bias_shift=shift,
             noise_gain=rounded.noise_gain(),
             residual=residual.flatten(0, 1),

@@ -12,12 +12,15 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torchs
 from torch.nn.parameter import UninitializedParameter
 
+from convfactor.conv.calls import VOLUME
 from convfactor.conv.forms import PLAIN, Form, UnsupportedConvolutionError, of_module
 from convfactor.conv.framed import Layer
 from convfactor.conv.geometry import ConvGeometry
+from convfactor.conv.scales import Scales
 from convfactor.conv.weights import ComposedWeight
 from convfactor.model.digests import fingerprint
-from convfactor.model.norms import Affine, with_norm
+from convfactor.model.norms import Affine, with_norm, with_scales
+from convfactor.model.pads import zeros_of
 from convfactor.model.reasons import Reason
 from convfactor.model.sites import Found, InputShape, Kind, Site, Subject, TurnedAway, inside
 
@@ -45,6 +48,9 @@ class Candidate:
             are looked at.
         fingerprint: Digest of what the weight is computed from; empty where it is not.
         norm: The batch normalization behind it with its qualified name, or None.
+        pad: The module in front that pads with zeros, with its qualified name, or None.
+        scales: How much its channels count, of the module or call itself.
+        scaled_by: The parameters and buffers that scale its output, with their names.
         shapes: Shapes of the images read so far, with their numbers.
         calls: Numbers of calls in each call of the model so far.
     """
@@ -61,11 +67,17 @@ class Candidate:
     special: bool = False
     fingerprint: str = ""
     norm: tuple[str, nn.Module] | None = None
+    pad: tuple[str, nn.Module] | None = None
+    scales: Scales = field(default_factory=Scales)
+    scaled_by: dict[str, Tensor] = field(default_factory=dict)
     shapes: dict[InputShape, float] = field(default_factory=dict)
     calls: Counter[int] = field(default_factory=Counter)
 
     def found(self, obstacle: Reason | None) -> Found:
         """Write down what was seen."""
+        pad, pads = "", (0, 0, 0, 0)
+        if self.pad is not None:
+            pad, pads = self.pad[0], zeros_of(self.pad[1]) or pads
         subject = Subject(
             name=self.name,
             kind=self.kind,
@@ -80,6 +92,9 @@ class Candidate:
             form=self.form,
             computed=bool(self.fingerprint),
             norm="" if self.norm is None else self.norm[0],
+            pad=pad,
+            pads=pads,
+            scaled_by=tuple(self.scaled_by),
         )
         if self.geometry is None or obstacle is not None:
             return TurnedAway(subject, obstacle or unsupported("not a convolution of images"))
@@ -87,15 +102,23 @@ class Candidate:
         bias = self.form.bias(self.bias)
         if self.norm is not None:
             weight, bias = Affine.of(self.norm[1]).folded(weight, bias, self.form)
-        return Site(subject, self.geometry, weight, bias, self.held)
+        scales = Scales(self.scales.inputs, self.form.bias(self.scales.outputs))
+        return Site(subject, self.geometry, weight, bias, self.held, scales)
+
+    @property
+    def takes_zeros(self) -> bool:
+        """Whether what takes its place can add zeros that were padded in front of it."""
+        zeros = self.geometry is not None and self.geometry.padding_mode == "zeros"
+        return zeros and self.kind == "module" and self.form.is_plain
 
     @property
     def _digest(self) -> str:
-        """Digest of the weight, and of the normalization that is folded into it."""
+        """Digest of the weight, and of what scales its output."""
         if not self.weight_name:
             return ""
         own = self.fingerprint or fingerprint(self.held)
-        return own if self.norm is None else with_norm(own, self.norm[1])
+        own = own if self.norm is None else with_norm(own, self.norm[1])
+        return with_scales(own, self.scaled_by)
 
 
 def unsupported(short: str, text: str = "") -> Reason:
@@ -175,7 +198,7 @@ def _obstacle(module: nn.Module) -> Reason | None:
     if isinstance(weight, UninitializedParameter):
         return unsupported("lazy", "lazy: it has no weight before its first call")
     if isinstance(module, VOLUMES):
-        return unsupported("a 3-D convolution", "a 3-D convolution; those of 1 and 2 are replaced")
+        return unsupported("a 3-D convolution", VOLUME)
     return dtype_obstacle(weight)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from convfactor.conv.calls import ConvCall, read_call
 from convfactor.conv.forms import Form
 from convfactor.conv.geometry import ConvGeometry, PaddingMode
+from convfactor.conv.same import Same
 from convfactor.model.copies import isolated
 from convfactor.model.digests import digest
 from convfactor.model.outputs import close
@@ -47,7 +48,8 @@ def effective(module: nn.Module, form: Form, size: tuple[int, ...]) -> Effective
     """Read the convolution that a module computes off a call, and check that it is no more.
 
     The one convolution that its forward calls is taken, with the padding that the forward adds to
-    the input; the result must be what the module gives, on images of several sizes.
+    the input; the result must be what the module gives, on images of several sizes. Zeros whose
+    number depends on the size are taken where they are those of TensorFlow's "same".
 
     Args:
         module: The module; it is left as it was.
@@ -58,15 +60,25 @@ def effective(module: nn.Module, form: Form, size: tuple[int, ...]) -> Effective
         NotPlainError: It computes something else.
     """
     like = next((p for p in module.parameters() if p.is_floating_point()), torch.zeros(()))
+    form = replace(form, same=None)
     with _evaluated(module), isolated(0), torch.no_grad():
-        found = _call(module, form, _image(size, 0, like))
-        for more in range(1, max(found.geometry.stride) + 1):
-            other = _call(module, form, _image(size, more, like))
-            if other.geometry != found.geometry:
-                raise NotPlainError("its padding depends on the size of the input")
-            if not torch.equal(other.weight, found.weight):
-                raise NotPlainError("its weight depends on the input")
-    return found
+        images = [_image(size, 0, like)]
+        calls = [_call(module, form, images[0])]
+        for more in range(1, max(calls[0].geometry.stride) + 1):
+            images.append(_image(size, more, like))
+            calls.append(_call(module, form, images[-1]))
+    first = calls[0]
+    if not all(torch.equal(other.weight, first.weight) for other in calls):
+        raise NotPlainError("its weight depends on the input")
+    if all(other.geometry == first.geometry for other in calls):
+        return first
+    same = Same.of(first.geometry)
+    for image, call in zip(images, calls, strict=True):
+        pads = same.pads(image.shape[-2], image.shape[-1])
+        if form.dims != 2 or call.geometry != replace(first.geometry, padding=pads):
+            raise NotPlainError("its padding depends on the size of the input")
+    geometry = replace(first.geometry, padding=(0, 0, 0, 0))
+    return replace(first, form=replace(form, same=same), geometry=geometry)
 
 
 def state_digest(module: nn.Module) -> str:
@@ -75,6 +87,10 @@ def state_digest(module: nn.Module) -> str:
     name = f"{kind.__module__}.{kind.__qualname__}".encode()
     tensors = {"": torch.frombuffer(bytearray(name), dtype=torch.uint8)}
     tensors |= dict(module.named_parameters()) | dict(module.named_buffers())
+    for name, part in module.named_modules():  # such as a gain that is a number
+        own = {k: v for k, v in vars(part).items() if k[0] != "_" and k != "training"}
+        text = repr(sorted((k, v) for k, v in own.items() if isinstance(v, (int, float, str))))
+        tensors[f"{name}:"] = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
     return digest(tensors)
 
 

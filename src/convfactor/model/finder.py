@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import Any
 
@@ -15,11 +15,15 @@ from torch.utils._pytree import tree_leaves
 
 from convfactor.conv.calls import ConvCall, is_about
 from convfactor.conv.framed import Layer
+from convfactor.conv.scales import Scales
 from convfactor.model import graphs
 from convfactor.model.candidates import Candidate, dtype_obstacle, unsupported
-from convfactor.model.norms import Followers
+from convfactor.model.folding import neighbours
+from convfactor.model.norms import can_fold
+from convfactor.model.pads import PADS, zeros_of
 from convfactor.model.reasons import Reason
 from convfactor.model.sites import InputShape, inside
+from convfactor.model.surroundings import Surroundings
 from convfactor.model.transforms import is_transform, of_model
 from convfactor.model.watching import Watcher
 
@@ -42,8 +46,6 @@ class Finder(Watcher[Candidate]):
         self.call = 0  # the number of the model's call that runs, and how often it counts
         self.weight = 1.0
         self.transforms = of_model(model)
-        convs = (model.get_submodule(one.owners[0]) for one in sites)
-        self._followers = Followers(frozenset(convs))
         self._least = min_kernel_size
         self._order: dict[Candidate, int] = {}
         self._names: dict[int, tuple[str, ...]] = {}
@@ -51,6 +53,8 @@ class Finder(Watcher[Candidate]):
             self._names[id(module)] = (*self._names.get(id(module), ()), name)
         tensors = [*model.named_parameters(), *model.named_buffers()]
         self._tensors = {id(tensor): name for name, tensor in tensors}
+        self._named = dict(tensors)
+        self._around: Surroundings[Candidate] = Surroundings(tensors)
         self._special = {
             id(model.get_submodule(one.owners[0])): one for one in sites if one.special
         }
@@ -94,8 +98,12 @@ class Finder(Watcher[Candidate]):
         """Who else has the parameters of a module, from which a cascade would cut them."""
         if site.kind != "module":
             return None
-        for _, owner in sorted({*self._holders[id(site.held)], *self._holders[id(site.bias)]}):
-            if owner not in site.owners:
+        owned = [site.held, site.bias]
+        if site.fingerprint:  # computed, from parameters that other modules may hold as well
+            owned = [*self.model.get_submodule(site.owners[0]).parameters()]
+        holders = {holder for tensor in owned for holder in self._holders[id(tensor)]}
+        for _, owner in sorted(holders):
+            if not any(inside(owner, "").startswith(inside(own, "")) for own in site.owners):
                 other = owner or "the model"
                 text = f"it shares a parameter with {other}, which stays as it is"
                 return Reason("shared", f"shares a parameter with {other}", text)
@@ -131,29 +139,57 @@ class Finder(Watcher[Candidate]):
     def _is_known(self, module: nn.Module) -> bool:
         return super()._is_known(module) and id(module) not in self._special
 
-    def fold_norms(self) -> None:
-        """Note the batch normalizations that only a convolution feeds, and that only it needs."""
-        found = self._followers.found()
+    def look_around(self) -> None:
+        """Note what scales the channels of the sites, and the normalizations to fold into them."""
+        certain = neighbours(self.model)
         for site in self.sites:
-            names = {id(self.model.get_submodule(owner)) for owner in site.owners}
-            norm = found.get(self.model.get_submodule(site.owners[0]))
-            if site.kind == "module" and len(names) == 1 and norm is not None:
+            own = id(self.model.get_submodule(site.owners[0]))
+            module = site.kind == "module" and len(site.owners) == 1
+            norm = self._around.norm(site)
+            if module and norm is not None and can_fold(norm) and (own, id(norm)) in certain:
                 site.norm = self._names[id(norm)][0], norm
+            pad = self._around.pad(site)
+            if module and pad is not None and zeros_of(pad) and (id(pad), own) in certain:
+                site.pad = (self._names[id(pad)][0], pad) if site.takes_zeros else None
+            outputs, sources = self._around.outputs(site, int(site.norm is not None))
+            site.scaled_by = {name: self._named[name] for name in sources}
+            site.scales = Scales(self._around.inputs(site), outputs)
 
     def _leave(self, module: nn.Module, args: object, output: object) -> None:
         super()._leave(module, args, output)
-        self._followers.leaves(module, output)
+        site = self._modules.get(id(module))
+        if site is not None:
+            self._around.gave(site, output, site.form.dims)
+        elif type(module) in PADS:
+            self._around.padded(module, output)
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         super()._enter(module, args, kwargs)
-        self._followers.enters(module, (*args, *kwargs.values()))
+        site = self._modules.get(id(module))
+        if site is not None:
+            x = args[0] if args else kwargs.get("input")
+            self._around.reads(site, x, site.form.dims)
         if module in self.transforms:
             self.transforms[module].record(args, kwargs)
+
+    def saw(
+        self,
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        output: object,
+    ) -> None:
+        """Note what a function did to the channels of a tensor."""
+        self._around.called(func, args, kwargs, output, self.inside)
+        call = self.functional(func, args, kwargs)
+        site = None if call is None else super().site_of(call)
+        if call is not None and site is not None:
+            self._around.reads(site, call.input, call.form.dims)
+            self._around.gave(site, output, call.form.dims)
 
     def _note(self, func: Callable[..., Any], arguments: object, weight: Tensor | None) -> None:
         """Note which tensors the module whose forward runs reads, but for the weights of sites."""
         for value in () if is_about(func) else tree_leaves(arguments):
-            self._followers.reads(value, self.inside)
             if id(value) in self._tensors and value is not weight:
                 self._users.setdefault(id(value), set()).add(self.inside)
 
@@ -192,7 +228,8 @@ class Finder(Watcher[Candidate]):
     def _obstacle(self, call: ConvCall, weight_name: str) -> Reason | None:
         """Why a functional call can't be replaced."""
         if call.geometry is None:
-            return unsupported(call.obstacle or "not a convolution of images")
+            text = call.obstacle or "not a convolution of images"
+            return unsupported(text.partition(";")[0], text)
         if _in_autograd_function():
             text = "called in a torch.autograd.Function, whose backward needs the weight itself"
             return unsupported("called in an autograd.Function", text)
@@ -222,7 +259,8 @@ def _shared(user: str) -> Reason:
 
 def _in_autograd_function() -> bool:
     """Whether the forward of a custom autograd function runs."""
-    frame: FrameType | None = sys._getframe()
+    # Not this frame, whose variable would be a reference to itself, and keep what others return.
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         first = frame.f_locals.get(next(iter(frame.f_code.co_varnames), ""))
         if frame.f_code.co_name == "forward" and isinstance(first, FunctionCtx):

@@ -65,7 +65,7 @@ def find(
     finder.sites = seen
     for special in (c for c in seen if c.special and c.shapes and c.obstacle is None):
         _read_off(model.get_submodule(special.owners[0]), special)
-    finder.fold_norms()
+    finder.look_around()
     del outputs
 
     if isinstance(select, Patterns):
@@ -132,4 +132,9 @@ def _read_off(module: nn.Module, one: Candidate) -> None:
         one.obstacle = unsupported(f"a {kind}: {error}", text)
         return
     one.held, one.bias = found.weight, found.bias
-    one.geometry, one.fingerprint = found.geometry, state_digest(module)
+    one.form, one.geometry, one.fingerprint = found.form, found.geometry, state_digest(module)
+    if found.form.same is not None:
+        shapes = one.shapes
+        one.shapes = {shape.padded(found.form.same): 0.0 for shape in shapes}
+        for shape, n in shapes.items():
+            one.shapes[shape.padded(found.form.same)] += n

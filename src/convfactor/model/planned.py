@@ -13,7 +13,8 @@ from convfactor.model import transforms
 from convfactor.model.candidates import is_convolution
 from convfactor.model.digests import fingerprint
 from convfactor.model.effective import Effective, effective, state_digest
-from convfactor.model.norms import NORMS, Affine, with_norm
+from convfactor.model.norms import NORMS, Affine, with_norm, with_scales
+from convfactor.model.pads import zeros_of
 from convfactor.model.sites import Subject
 from convfactor.model.transforms import is_transform
 
@@ -34,6 +35,8 @@ def check(model: nn.Module, subject: Subject) -> None:
             f"layer {subject.name}: the model has no module {missing[0]!r}; apply the plan to the "
             "model that was planned"
         )
+    if subject.pad:
+        pad_of(model, subject)
     if subject.computed:
         _check_computed(model, subject)
         return
@@ -47,23 +50,34 @@ def check(model: nn.Module, subject: Subject) -> None:
                 f"layer {subject.name}: the model has no {name}; apply the plan to the model that "
                 "was planned"
             ) from error
-        found = fingerprint(weight)
-        if subject.norm:
-            found = with_norm(found, norm_of(model, subject))
+        found = _with_surroundings(fingerprint(weight), model, subject)
         if found != subject.fingerprint:
+            scaled = f", or {', '.join(subject.scaled_by)} differs" if subject.scaled_by else ""
             raise PlanMismatchError(
                 f"layer {subject.name}: {name} (shape {tuple(weight.shape)}, {weight.dtype}) is "
-                f"not the weight that was planned, in {subject.dtype}; load the planned weights in "
-                "that dtype, or plan anew"
+                f"not the weight that was planned, in {subject.dtype}{scaled}; load the planned "
+                "weights in that dtype, or plan anew"
             )
+
+
+def _with_surroundings(found: str, model: nn.Module, subject: Subject) -> str:
+    """Digest of a layer with what scales its output."""
+    if subject.norm:
+        found = with_norm(found, norm_of(model, subject))
+    try:
+        scales = {name: tensor(model, name) for name in subject.scaled_by}
+    except AttributeError as error:
+        raise PlanMismatchError(
+            f"layer {subject.name}: the model lacks one of {', '.join(subject.scaled_by)}, which "
+            "scale its output; apply the plan to the model that was planned"
+        ) from error
+    return with_scales(found, scales)
 
 
 def _check_computed(model: nn.Module, subject: Subject) -> None:
     """Compare what the weights of a layer are computed from with what was planned."""
     for owner in owners(model, subject):
-        found = state_digest(model.get_submodule(owner))
-        if subject.norm:
-            found = with_norm(found, norm_of(model, subject))
+        found = _with_surroundings(state_digest(model.get_submodule(owner)), model, subject)
         if found != subject.fingerprint:
             raise PlanMismatchError(
                 f"layer {subject.name}: {owner} computes its weight from other tensors, or is "
@@ -145,6 +159,18 @@ def norm_of(model: nn.Module, subject: Subject) -> nn.Module:
     raise PlanMismatchError(
         f"layer {subject.name}: the model has no batch normalization {subject.norm!r}; apply the "
         "plan to the model that was planned"
+    )
+
+
+def pad_of(model: nn.Module, subject: Subject) -> nn.Module:
+    """The module in front of a layer whose zeros the cascade adds."""
+    if has(model, subject.pad):
+        pad = model.get_submodule(subject.pad)
+        if zeros_of(pad) == subject.pads:
+            return pad
+    raise PlanMismatchError(
+        f"layer {subject.name}: the model has no {subject.pad!r} that adds {subject.pads} zeros "
+        "(left, right, top, bottom); apply the plan to the model that was planned"
     )
 
 

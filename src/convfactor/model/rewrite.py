@@ -20,6 +20,7 @@ from convfactor.errors import PlanMismatchError
 from convfactor.model import graphs, planned, transforms
 from convfactor.model.effective import Effective
 from convfactor.model.norms import Affine, FoldedNorm
+from convfactor.model.pads import FoldedPad
 from convfactor.model.sites import Subject
 
 # Makes a layer in place of the weight and the bias of a plain convolution.
@@ -63,6 +64,9 @@ def apply(model: nn.Module, exchanges: Sequence[Exchange]) -> nn.Module:
             if subject.norm:
                 norm = model.get_submodule(subject.norm)
                 new[norm] = FoldedNorm.of(norm)
+            if subject.pad:
+                pad = planned.pad_of(model, subject)
+                new[pad] = FoldedPad.of(pad)
         else:
             functional.append((subject, make, planned.tensor(model, subject.weight_name)))
     model = swap(model, new)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -10,7 +10,10 @@ from torch import Tensor, nn
 
 from convfactor.conv.forms import PLAIN, Form
 from convfactor.conv.geometry import ConvGeometry
+from convfactor.conv.same import Same
+from convfactor.conv.scales import Scales
 from convfactor.model.inputs import ModelInputs
+from convfactor.model.pads import Pads
 from convfactor.model.reasons import Reason
 
 Kind = Literal["module", "functional", "transform"]
@@ -28,6 +31,12 @@ class InputShape:
         """Read it off an input."""
         last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
         return cls(tuple(x.shape), last and not x.is_contiguous())
+
+    def padded(self, same: Same) -> InputShape:
+        """The shape with as many zeros around it as it needs."""
+        *outer, height, width = self.size
+        left, right, top, bottom = same.pads(height, width)
+        return replace(self, size=(*outer, height + top + bottom, width + left + right))
 
 
 @dataclass(frozen=True)
@@ -50,6 +59,11 @@ class Subject:
         form: How the convolution is a plain one.
         computed: Whether the module computes its weight, which is read off a call.
         norm: Qualified name of the batch normalization that is folded into it; empty for none.
+        pad: Qualified name of the module in front that pads with zeros, which what takes its place
+            adds by itself; empty for none.
+        pads: Zeros that it adds (left, right, top, bottom).
+        scaled_by: Names of the parameters and buffers that scale its output, as far as that counts
+            in its error.
     """
 
     name: str
@@ -65,6 +79,14 @@ class Subject:
     form: Form = PLAIN
     computed: bool = False
     norm: str = ""
+    pad: str = ""
+    pads: Pads = (0, 0, 0, 0)
+    scaled_by: tuple[str, ...] = ()
+
+    @property
+    def laid(self) -> ConvGeometry | None:
+        """The integers of what takes its place, with the padding in front of it; or None."""
+        return None if self.geometry is None else self.geometry.padded(self.pads)
 
     @property
     def out_channels(self) -> int | None:
@@ -82,6 +104,8 @@ class Site:
         weight: The weight of that one, with the normalization behind it folded in.
         bias: Its bias, or None.
         held: The weight as the model holds it.
+        scales: How much the channels of the plain one count: of the output by what they are scaled
+            with before anybody sees them, of the input where data does not tell.
     """
 
     subject: Subject
@@ -89,6 +113,7 @@ class Site:
     weight: Tensor
     bias: Tensor | None
     held: Tensor
+    scales: Scales
 
     @property
     def form(self) -> Form:

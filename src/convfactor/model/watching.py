@@ -56,13 +56,22 @@ def watch(
 
 
 class Onlooker(TorchFunctionMode, ABC):
-    """Looks at every call of a function of torch before it is made, and changes nothing."""
+    """Looks at every call of a function of torch, and changes nothing."""
 
     @abstractmethod
     def look(
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> None:
-        """Look at a call."""
+        """Look at a call before it is made."""
+
+    def saw(
+        self,
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        output: object,
+    ) -> None:
+        """Look at a call that was made, and at what it gave."""
 
     def __torch_function__(
         self,
@@ -71,10 +80,12 @@ class Onlooker(TorchFunctionMode, ABC):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Look at a call, then make it."""
+        """Look at a call, make it, and look again."""
         kwargs = kwargs or {}
         self.look(func, args, kwargs)
-        return func(*args, **kwargs)
+        output = func(*args, **kwargs)
+        self.saw(func, args, kwargs, output)
+        return output
 
 
 class Watcher(Onlooker, Generic[W]):

@@ -99,4 +99,5 @@ class Bench:
         site, geometry = self._site, self._site.geometry
         pixels = replace(factorization, cascade=factorization.cascade.dilated(geometry.dilation))
         layer = CascadeConv2d.from_weight(site.weight, site.bias, pixels, geometry)
-        return Trial(candidate, factorization, layer_errors(layer, self._pairs, geometry))
+        errors = layer_errors(layer, self._pairs, geometry, site.scales.outputs)
+        return Trial(candidate, factorization, errors)

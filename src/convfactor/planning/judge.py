@@ -19,7 +19,7 @@ from convfactor.model.inputs import ModelInputs
 from convfactor.model.outputs import RUNS, difference, runs, structural_difference
 from convfactor.model.reasons import Reason
 from convfactor.planning.stand_ins import exact_layer
-from convfactor.plans.decisions import Replaced
+from convfactor.plans.decisions import Decision, Replaced
 from convfactor.plans.plan import Plan
 
 # How many times the error of all layers together may be found at the output: measured on
@@ -149,11 +149,11 @@ class Judge:
 
     def _probed(self, chosen: Plan) -> tuple[str | None, dict[int, float]]:
         """Run the model with probes: what differs, and the errors of the layers."""
-        meters = {i: ErrorMeter() for i in chosen.replaced}
+        meters = {i: _meter(chosen.entries[i].decision) for i in chosen.replaced}
         probes: dict[int, list[Probe]] = {i: [] for i in _cascades(chosen)}
 
         def make(index: int, weight: Tensor, bias: Tensor | None) -> CascadeConv2d:
-            geometry = chosen.entries[index].subject.geometry
+            geometry = chosen.entries[index].subject.laid
             assert geometry is not None
             probe = exact_layer(Probe, geometry, weight, bias)
             probe.watch(chosen.layer(index, weight, bias), meters[index])
@@ -196,6 +196,11 @@ def only(chosen: Plan, index: int) -> Plan:
 def _cascades(chosen: Plan) -> list[int]:
     """Indices of the entries that a cascade replaces."""
     return [i for i, e in enumerate(chosen.entries) if isinstance(e.decision, Replaced)]
+
+
+def _meter(decision: Decision) -> ErrorMeter:
+    """What measures the error of a layer, as the plan does."""
+    return ErrorMeter(decision.gains if isinstance(decision, Replaced) else None)
 
 
 def _undone(fault: str) -> Reason:

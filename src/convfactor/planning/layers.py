@@ -66,8 +66,7 @@ class Layer:
             known: Prices already measured, shared between the layers of one model.
             clock: Times calls.
         """
-        geometry = site.geometry
-        form = site.form
+        geometry, form = site.geometry, site.form
         pricing: Pricing = Multiplies(geometry, form)
         if settings.objective == "latency":
             weight, shapes = site.weight, site.subject.shapes
@@ -115,12 +114,14 @@ class Layer:
 
     def factorizer(self, data: SiteData | None) -> Factorizer:
         """What solves its structures, in the metric of the calibration data if there is any."""
+        scales = self.site.scales
         return Factorizer(
             self.site.weight.detach(),
             self.site.geometry,
             None if data is None else data.moments,
             ridge=SHRINKAGE,
             seed=self.settings.seed,
+            scales=scales if data is None else replace(scales, inputs=None),
         )
 
     def bench(self, factorizer: Factorizer, data: SiteData | None) -> Bench:
@@ -142,9 +143,9 @@ class Layer:
         found: list[Ladder[Candidate, Trial]] = []
         fastest = math.inf
         missed: list[Trial] = []
-        for affordable in self.ladders:
+        for within in self.ladders:
             limit = min(self.bar, fastest * CLEARLY_FASTER)
-            solvable = [one for one in affordable if factorizer.fits(one.taps)]
+            solvable = [one for one in within if factorizer.fits(one.taps)]
             rungs = self._affordable(solvable, limit)
             ladder = Ladder(rungs, bench.solve, self.settings.layer_tolerance, factorizer.budget)
             trial = ladder.cheapest()
@@ -201,6 +202,7 @@ class Layer:
             errors=trial.errors,
             weight_error=factorization.error,
             bounds=factorization.bounds,
+            gains=self.site.scales.outputs,
         )
 
     def missed(
@@ -259,28 +261,15 @@ class Layer:
         return Tried(candidate.pixels, price.cost)
 
     def _affordable(self, rungs: Sequence[Candidate], limit: float) -> list[Candidate]:
-        """The rungs up to the widest whose price is within a limit.
+        """The rungs up to the widest whose price is within a limit."""
+        return structures.affordable(rungs, limit, self._noted)
 
-        Where the price would reach the limit, if it grew with the multiplies, is tried next. One
-        chain per channel is often too slow already.
-        """
-        low, high = 0, len(rungs)
-        rung = 0 if rungs and rungs[0].is_chain else high - 1
-        steps = 0
-        while low < high:
-            candidate, price = rungs[rung], self.price_of(rungs[rung])
-            if self.cheapest is None or price.relative < self.cheapest[1].relative:
-                self.cheapest = candidate, price
-            if price.relative <= limit:
-                low = rung + 1
-            else:
-                high = rung
-            wanted = candidate.macs * limit / price.relative
-            rung = max((i for i in range(low, high) if rungs[i].macs <= wanted), default=low)
-            steps += 1
-            if steps > 3:
-                rung = (low + high) // 2
-        return list(rungs[:low])
+    def _noted(self, candidate: Candidate) -> Price:
+        """A price to search with; the lowest is kept, to be told."""
+        price = self.price_of(candidate)
+        if self.cheapest is None or price.relative < self.cheapest[1].relative:
+            self.cheapest = candidate, price
+        return price
 
     def _beats(self, family: Family, general: Candidate) -> bool:
         """Whether several depthwise stages are faster than one of their taps, which is as exact."""

@@ -59,6 +59,8 @@ class Memo:
         assert self.folder is not None
         own = task.factorizer
         asked = (own.kernel, own.seed, own.ridge, task.structures, self.data)
-        weight = digest({"weight": own.weight})
+        scales = {"inputs": own.scales.inputs, "outputs": own.scales.outputs}
+        known = {name: value for name, value in scales.items() if value is not None}
+        weight = digest({"weight": own.weight, **known})
         name = hashlib.sha256(f"{asked!r} {weight}".encode()).hexdigest()
         return self.folder / f"{name[:32]}.safetensors"

@@ -39,10 +39,21 @@ Key = str | int
 
 @dataclass
 class _Tape:
-    """Outputs of a layer, kept while it is on."""
+    """Outputs of a layer, kept while it is on.
+
+    Where their channels do not count the same they are kept scaled: no activation reads them as
+    they are.
+    """
 
     on: bool = False
     outputs: list[Tensor] = field(default_factory=list)
+    gains: Tensor | None = None
+
+    def keep(self, output: Tensor) -> None:
+        """Keep an output."""
+        if self.gains is not None:
+            output = output * self.gains.to(output)[:, None, None]
+        self.outputs.append(output)
 
 
 class Recorder(CascadeConv2d):
@@ -54,7 +65,7 @@ class Recorder(CascadeConv2d):
         """Run, and keep the output."""
         output = super().convolve(input, bias)
         if self.tape.on:
-            self.tape.outputs.append(output)
+            self.tape.keep(output)
         return output
 
 
@@ -120,13 +131,14 @@ class Pupil:
             model: The original; it is left as it was.
             chosen: What is replaced in it.
         """
-        indices = [i for i, e in enumerate(chosen.entries) if isinstance(e.decision, Replaced)]
-        taught, learnt = ({i: _Tape() for i in indices} for _ in range(2))
+        decisions = ((i, entry.decision) for i, entry in enumerate(chosen.entries))
+        gains = {i: own.gains for i, own in decisions if isinstance(own, Replaced)}
+        taught, learnt = ({i: _Tape(gains=gains[i]) for i in gains} for _ in range(2))
         layers: dict[int, Recorder] = {}
         biases: dict[int, Tensor | None] = {}
 
         def teach(index: int, weight: Tensor, bias: Tensor | None) -> CascadeConv2d:
-            geometry = chosen.entries[index].subject.geometry
+            geometry = chosen.entries[index].subject.laid
             assert geometry is not None
             layer = exact_layer(Recorder, geometry, weight, bias)
             layer.tape = taught[index]

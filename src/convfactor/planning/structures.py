@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 from convfactor.conv.forms import Form
 from convfactor.conv.geometry import ConvGeometry
 from convfactor.factorization.families import (
@@ -13,6 +15,7 @@ from convfactor.factorization.families import (
     whole,
 )
 from convfactor.planning.bench import Candidate
+from convfactor.planning.pricing import Price
 from convfactor.plans.settings import Settings
 
 WIDTH_MULTIPLE = 8
@@ -56,3 +59,39 @@ def wider(than: Candidate, kernel: ConvGeometry, settings: Settings, form: Form)
     ladders = (rungs(family, kernel, settings) for family in tried(kernel, settings, form))
     own = next((ladder for ladder in ladders if than in ladder), [than])
     return own[own.index(than) + 1 :]
+
+
+def affordable(
+    rungs: Sequence[Candidate],
+    limit: float,
+    price: Callable[[Candidate], Price],
+    first: int | None = None,
+) -> list[Candidate]:
+    """The rungs up to the widest whose price is within a limit.
+
+    Where the price would reach the limit, if it grew with the multiplies, is tried next. One
+    chain per channel is often too slow already.
+
+    Args:
+        rungs: Of one family, the cheapest first.
+        limit: Largest relative cost.
+        price: Says what one costs.
+        first: Which to price first; None for the widest, or the narrowest of chains.
+    """
+    low, high = 0, len(rungs)
+    rung = 0 if rungs and rungs[0].is_chain else high - 1
+    rung = rung if first is None else first
+    steps = 0
+    while low < high:
+        candidate = rungs[rung]
+        relative = price(candidate).relative
+        if relative <= limit:
+            low = rung + 1
+        else:
+            high = rung
+        wanted = candidate.macs * limit / relative
+        rung = max((i for i in range(low, high) if rungs[i].macs <= wanted), default=low)
+        steps += 1
+        if steps > 3:
+            rung = (low + high) // 2
+    return list(rungs[:low])

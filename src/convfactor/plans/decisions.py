@@ -94,6 +94,8 @@ class Replaced:
         errors: Errors on held-out data; None without calibration.
         weight_error: Relative error of the composed kernel in the metric of the fit.
         bounds: Worst-case bounds of the output error.
+        gains: Float64 (C_out,), what the output's channels are scaled by before anybody sees them,
+            beside the largest, and in the errors; None where they all count the same.
     """
 
     label: ClassVar[str] = "replaced"
@@ -106,6 +108,7 @@ class Replaced:
     errors: OutputErrors | None
     weight_error: float
     bounds: Bounds
+    gains: Tensor | None = None
 
     @property
     def structure(self) -> Structure:

@@ -127,7 +127,7 @@ class Plan(Views):
             kind: Its class.
         """
         entry = self.entries[index]
-        decision, geometry = entry.decision, entry.subject.geometry
+        decision, geometry = entry.decision, entry.subject.laid
         assert isinstance(decision, Replaced)
         assert geometry is not None
         return kind.from_weight(weight, bias, decision, geometry, decision.torch_format)

@@ -102,7 +102,8 @@ def to_markdown(plan: Decisions) -> str:
                 )
             )
         )
-    return "\n\n".join([*header(plan), "\n".join(lines), *footer(plan)]) + "\n"
+    around = [map(_literal, texts(plan)) for texts in (header, footer)]
+    return "\n\n".join([*around[0], "\n".join(lines), *around[1]]) + "\n"
 
 
 def to_csv(plan: Decisions) -> str:

@@ -120,8 +120,15 @@ def _check_subject(where: str, subject: Subject) -> None:
         fine = 0 < calls < math.inf and min(shape.size, default=0) >= 0
         _demand(fine, where, "shapes must be counts")
     _demand(min(subject.calls, default=0) >= 0, where, "calls must be counts")
-    if subject.geometry is not None:
+    apart = subject.pad or any(subject.pads)
+    _demand(
+        not apart or (_names_module(subject.pad) and bool(subject.pad) and min(subject.pads) >= 0),
+        where,
+        f"pads must be counts and those of a module, got {subject.pads} of {subject.pad!r}",
+    )
+    if subject.geometry is not None and subject.laid is not None:
         _check_geometry(where, subject.geometry)
+        _check_geometry(where, subject.laid)
         _demand(
             is_consistent(subject.form, subject.geometry), where, "form is not that of its geometry"
         )
@@ -187,12 +194,15 @@ def _check_replaced(where: str, subject: Subject, decision: Replaced) -> None:
     _demand(bool(subject.weight_name), where, "what is replaced must have a weight_name")
     _demand(subject.dtype in DTYPES, where, f"dtype must be one of {DTYPES}, got {subject.dtype!r}")
     tensors = [(stage.weight, subject.dtype) for stage in decision.cascade.stages]
-    for tensor, dtype in (*tensors, (decision.bias_shift, "float64")):
+    counts = [] if decision.gains is None else [decision.gains]
+    for tensor, dtype in (*tensors, *((own, "float64") for own in (decision.bias_shift, *counts))):
         found = str(tensor.dtype).removeprefix("torch.")
         _demand(found == dtype, where, f"tensors must be {dtype}, got {found}")
         _demand(bool(tensor.isfinite().all()), where, "tensors must be finite, got Inf or NaN")
-    wanted, shape = (geometry.out_channels,), tuple(decision.bias_shift.shape)
-    _demand(shape == wanted, where, f"bias_shift must have the shape {wanted}, got {shape}")
+    for name, own in (("bias_shift", decision.bias_shift), *(("gains", own) for own in counts)):
+        wanted, shape = (geometry.out_channels,), tuple(own.shape)
+        _demand(shape == wanted, where, f"{name} must have the shape {wanted}, got {shape}")
+    _demand(all(bool((own > 0).all()) for own in counts), where, "gains must be positive")
     check_fit(geometry, structure)
     channels = structure.stages[0].in_channels // structure.groups * geometry.out_channels
     for sides in (structure.span, geometry.extent):

@@ -15,7 +15,7 @@ from convfactor.conv.geometry import ConvGeometry
 from convfactor.conv.layer import CascadeConv2d
 from convfactor.conv.structure import Structure
 from convfactor.conv.weights import FactorizedWeight
-from convfactor.model.norms import FoldedNorm
+from convfactor.model.folding import Folded
 from convfactor.model.transforms import KINDS
 
 # What a wavelet transform may be made with.
@@ -106,7 +106,8 @@ class Description:
         calls: The weights of functional calls that run them.
         nodes: The nodes of graphs that call them.
         transforms: The wavelet transforms.
-        folded: The qualified names of batch normalizations that were folded into a layer.
+        folded: The qualified names of batch normalizations and paddings that were folded into a
+            layer.
     """
 
     model: str
@@ -137,7 +138,7 @@ def describe(model: nn.Module) -> Description:
                     "save a model whose cascades are plain CascadeConv2d"
                 )
             cascades[module] = (*cascades.get(module, ()), name)
-        elif isinstance(module, FoldedNorm):
+        elif isinstance(module, Folded):
             folded.append(name)
         elif is_fast_transform(module):
             transforms[module] = (*transforms.get(module, ()), name)

@@ -16,7 +16,9 @@ from convfactor.conv.layer import CascadeConv2d
 from convfactor.errors import PlanMismatchError
 from convfactor.model import graphs, rewrite, transforms
 from convfactor.model.candidates import is_convolution, is_special
+from convfactor.model.folding import Folded
 from convfactor.model.norms import NORMS, FoldedNorm
+from convfactor.model.pads import FoldedPad, Pads, zeros_of
 from convfactor.model.sites import inside
 from convfactor.saving.description import (
     Description,
@@ -47,6 +49,8 @@ def rebuild(model: nn.Module, saved: Description) -> nn.Module:
     by_name = {name: cascade for cascade in saved.cascades for name in cascade.names}
     called = {inside(call.owner, call.child) for call in saved.calls}
     noded = {inside(node.graph, node.target) for node in saved.nodes}
+    folded = (_found(model, name) for name in saved.folded)
+    pads = [pads for one in folded if one is not None and (pads := zeros_of(one)) is not None]
     for cascade in saved.cascades:
         name = cascade.names[0]
         old = _found(model, name)
@@ -54,7 +58,7 @@ def rebuild(model: nn.Module, saved: Description) -> nn.Module:
             continue
         if old is None:
             raise mismatch(name, "nothing", f"a cascade for {_words(cascade.geometry)}", saved)
-        new[old] = _in_place_of(old, cascade, saved)
+        new[old] = _in_place_of(old, cascade, saved, pads)
     for transform in saved.transforms:
         new |= _transform(model, transform, saved)
     model = rewrite.swap(model, {old: made for old, made in new.items() if old is not made})
@@ -90,15 +94,26 @@ def _found(model: nn.Module, name: str) -> nn.Module | None:
         return None
 
 
-def _in_place_of(old: nn.Module, cascade: SavedCascade, saved: Description) -> Layer:
-    """The layer that takes the place of a convolution, or of a cascade that the class makes."""
+def _in_place_of(
+    old: nn.Module, cascade: SavedCascade, saved: Description, pads: Sequence[Pads]
+) -> Layer:
+    """The layer that takes the place of a convolution, or of a cascade that the class makes.
+
+    Args:
+        old: What is there.
+        cascade: What was saved.
+        saved: The model that was saved.
+        pads: Zeros of the paddings that were folded into layers.
+    """
     weight: Any = None
     found: tuple[Form, ConvGeometry] | None = None
     if isinstance(old, Layer) and plain_of(old).structure == cascade.structure:
         weight, found = old.stages[0].weight, (old.form, old.geometry)
     elif is_convolution(old):
         weight, found = old.weight, _read(old, cascade)
-    if found != (cascade.form, cascade.geometry):
+    alike = found is not None and found[0] == cascade.form
+    laid = [] if found is None else [found[1], *(found[1].padded(own) for own in pads)]
+    if not alike or cascade.geometry not in laid:
         there = f"a {type(old).__name__}" if found is None else _words(found[1])
         wanted = f"a cascade for {_words(cascade.geometry)}"
         raise mismatch(cascade.names[0], there, wanted, saved)
@@ -106,15 +121,20 @@ def _in_place_of(old: nn.Module, cascade: SavedCascade, saved: Description) -> L
 
 
 def _folded(model: nn.Module, saved: Description) -> dict[nn.Module, nn.Module]:
-    """What takes the place of the normalizations that are folded into layers."""
+    """What takes the place of the normalizations and paddings that are folded into layers."""
     new: dict[nn.Module, nn.Module] = {}
     for name in saved.folded:
-        norm = _found(model, name)
-        if not isinstance(norm, (*NORMS, FoldedNorm)):
-            there = "nothing" if norm is None else f"a {type(norm).__name__}"
-            raise mismatch(name, there, "a batch normalization that is folded into a layer", saved)
-        if not isinstance(norm, FoldedNorm):
-            new[norm] = FoldedNorm.of(norm)
+        found = _found(model, name)
+        if isinstance(found, Folded):
+            continue
+        if isinstance(found, NORMS):
+            new[found] = FoldedNorm.of(found)
+        elif found is not None and zeros_of(found) is not None:
+            new[found] = FoldedPad.of(found)
+        else:
+            there = "nothing" if found is None else f"a {type(found).__name__}"
+            wanted = "a batch normalization or padding that is folded into a layer"
+            raise mismatch(name, there, wanted, saved)
     return new
 
 

@@ -16,6 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from convfactor.errors import did_you_mean
+
 Array: TypeAlias = NDArray[np.float64]
 Filters: TypeAlias = str | Sequence[Any]
 
@@ -33,8 +35,11 @@ def _table(argument: str, name: str, keys: tuple[str, ...], band: tuple[str, ...
     folder = Path(spec.submodule_search_locations[0]) / "dtcwt" / "data"
     path = folder / f"{name}.npz"
     if not path.is_file():
-        names = ", ".join(sorted(file.stem for file in folder.glob("*.npz")))
-        raise ValueError(f"{argument}={name!r} is unknown; there are {names}")
+        names = sorted(file.stem for file in folder.glob("*.npz"))
+        raise ValueError(
+            f"{argument}={name!r} is unknown; there are {', '.join(names)}"
+            f"{did_you_mean(name, names)}"
+        )
     with np.load(path) as table:
         missing = [key for key in keys if key not in table]
         if missing:

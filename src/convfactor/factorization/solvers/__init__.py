@@ -36,10 +36,11 @@ def _known(request: Request) -> Cascade | None:
     outputs = structure.stages[-1].out_channels
     chains = structure.widths[0] // outputs if structure.widths else 1
     best = problem.covariance is None and len(sizes) > 1 and separable.undivided(sizes)
-    values = torch.linalg.svdvals(problem.target[:, :, 0])
-    left = values[..., chains:].norm(dim=2) > problem.exact * values.norm(dim=2)
-    if not best and bool(left.any()):
-        return None
+    if not best:
+        values = torch.linalg.svdvals(problem.target[:, :, 0])
+        left = values[..., chains:].norm(dim=2) > problem.exact * values.norm(dim=2)
+        if bool(left.any()):
+            return None
     try:
         cascade = separable.solve(request)
     except ValueError:

@@ -17,16 +17,18 @@ from convfactor.factorization.solvers.lifted import drawn, lifted
 from convfactor.factorization.solvers.reduction import Reduction
 from convfactor.factorization.solvers.request import Effort, Request
 
-# Random starts are drawn while their evaluations together take less work than this, and as many as
-# take no longer than the calls themselves; the lifted start leads them at first even where it ends
-# above, hence the long trial.
+# Random starts are drawn while their evaluations together take less work than this; the lifted
+# start leads them at first even where it ends above, hence the long trial.
 _DRAWING = 9e7
-_CALL = 1.5e7  # of one stage
-_DRAWS, _FREE_DRAWS = 6, 32
+_DRAWS = 6
+# A cascade of few weights has many bad ends, and many starts of it take little longer than one.
+_FEW, _MANY_DRAWS = 256, 32
 _TRIAL = 50
 _LONG_TRIAL = 400
 _SOONEST = 100
 _EXACT = 1e-28
+# Error of a kernel rounded to single precision; that of half precision is worth no less care.
+_SINGLE = 1e-7
 
 
 @dataclass(frozen=True)
@@ -85,11 +87,9 @@ def solve(request: Request) -> Cascade:
         given = [layout.transpose(flat) for flat in given]
         reduction = reduction.transposed(layout.channels[0])
         layout = layout.transposed
-    own = max(_work(layout, reduction), 1.0)
-    draws = max(
-        min(int(_DRAWING / (_CALL * layout.stages + own)), _DRAWS),
-        min(int(_CALL / own), _FREE_DRAWS),
-    )
+    draws = min(int(_DRAWING / _work(layout, reduction)), _DRAWS)
+    if sum(layout.counts) <= _FEW:
+        draws = max(draws, _MANY_DRAWS // problem.groups)
     flats = []
     if polyadic.handles(layout):
         flats.append(polyadic.polyadic(layout, reduction, request, generator))
@@ -144,7 +144,7 @@ def _descend(descent: Descent, trial: int, limits: _Limits, request: Request) ->
     """Descend from several starts, after a trial only from each group's best."""
     groups = descent.groups
     history: list[Tensor] = []
-    exact = max(_EXACT, (request.problem.rounding / 2) ** 2)
+    exact = max(_EXACT, min(request.problem.rounding / 2, _SINGLE) ** 2)
     for iteration in range(limits.most):
         lowest = float(descent.loss.view(-1, groups).amin(0).mean())
         if lowest < exact or request.budget.used_up():
@@ -167,7 +167,7 @@ def _descend(descent: Descent, trial: int, limits: _Limits, request: Request) ->
 def _limits(effort: Effort, layout: Layout, reduction: Reduction) -> _Limits:
     """How long to search for a problem of a size."""
     limits = _LIMITS[effort]
-    allowed = limits.work / (_CALL * layout.stages + _work(layout, reduction))
+    allowed = limits.work / _work(layout, reduction)
     return replace(limits, most=round(min(max(allowed, limits.least), limits.most)))
 
 
@@ -178,10 +178,10 @@ def _best(loss: Tensor, groups: int) -> Tensor:
 
 
 def _work(layout: Layout, reduction: Reduction) -> float:
-    """Estimate the floating-point operations of an evaluation, memory counted as such."""
+    """Estimate the floating-point operations of an evaluation, calls and memory counted as such."""
     total = 0.0
     for (outputs, inputs), span in zip(layout.shapes[1:], layout.grid.spans[2:], strict=True):
         total += 6 * outputs * inputs * layout.channels[0] * math.prod(span)
     if reduction.covariance is not None:
         total += max(2 * layout.channels[-1], 24) * reduction.covariance.shape[-1] ** 2
-    return total * len(reduction.target)
+    return 1.5e7 * layout.stages + total * len(reduction.target)

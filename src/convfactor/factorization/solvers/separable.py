@@ -116,7 +116,9 @@ def solve(request: Request) -> Cascade:
 
 
 def undivided(sizes: Sequence[Pair]) -> bool:
-    """Whether no column and no row has to be split, as those of Kx1, 1xK."""
+    """Whether no column and no row has to be split, as in Kx1, 1xK, and no stage has both."""
+    if any(min(size) > 1 for size in sizes):
+        return False
     return all(sum(side > 1 for side in sides) <= 1 for sides in zip(*sizes, strict=True))
 
 

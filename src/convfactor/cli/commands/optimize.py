@@ -1,14 +1,14 @@
-"""What the commands do."""
+"""Optimize a user's model, and write everything about it."""
 
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
+import json
 import shutil
+import sys
 import warnings
 from argparse import Namespace
-from collections.abc import Collection, Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ import torch
 from torch.export import ExportedProgram
 
 import convfactor
-from convfactor.cli.arguments import EXPORTED, PROGRAM, REPORTS, asked
+from convfactor.cli.arguments import EXPORTED, PROGRAM, asked
+from convfactor.cli.folders import made
 from convfactor.cli.given import (
     moved,
     read_calibration,
@@ -25,40 +26,61 @@ from convfactor.cli.given import (
     read_model,
     read_program,
 )
-from convfactor.cli.messages import listen, note, say
+from convfactor.cli.interrupts import NOTHING, saying
+from convfactor.cli.messages import say
+from convfactor.cli.notes import note, shown
+from convfactor.cli.workers import workers
 from convfactor.model.inputs import Inputs
 from convfactor.model.programs import inputs_of
 from convfactor.plans.plan import Plan
 from convfactor.plans.storage import PLAN_FILE, WEIGHTS_FILE
+from convfactor.plans.summary import summary
 from convfactor.plans.tables import show, to_text
-from convfactor.progress import Show
 from convfactor.saving.folders import FILES
 from convfactor.terminal import WIDTH
 
+convfactor.optimize  # noqa: B018 - loads what takes long, which can't be interrupted halfway
 PARTIAL = "partial"
 
 
 def run(options: Namespace) -> None:
-    """Run the command that was given; results go to stdout, and to the files that it says."""
-    listen(quiet="quiet" in options and options.quiet)
-    {"demo": _demo, "optimize": _optimize, "show": _show}[options.command](options)
+    """Optimize, write, and print the table or the outcome."""
+    output: Path = options.output
+    with (
+        contextlib.redirect_stdout(sys.stderr),  # what the user's code prints is no result
+        made(output, PARTIAL) as written,
+        saying(lambda: _said(output, written)),
+    ):
+        plan, files = _optimized(options)
+    with saying(lambda: f"the result in {output} is complete"):
+        shutil.rmtree(output / PARTIAL, ignore_errors=True)
+        if options.json:
+            print(plan, file=sys.stderr)
+            print(json.dumps({"output": str(output), "files": files, **summary(plan)}, indent=2))
+        else:
+            show(plan)
+        note(f"wrote {', '.join(files)} to {output}")
 
 
-def _demo(options: Namespace) -> None:
-    """Run the demo."""
-    from convfactor.demo import run  # needs the extra packages of the demo
+def _said(output: Path, written: Callable[[], list[str]]) -> str:
+    """What an interrupted run leaves."""
+    partial = output / PARTIAL
+    if partial.is_dir() and any(partial.iterdir()):
+        return f"what was found is kept in {partial}, and the same command goes on from there"
+    files = written()
+    return f"{', '.join(files)} in {output} is all that was written" if files else NOTHING
 
-    with workers(options.workers, {"max_drop"}) as executor:
-        run.demo(options.output, options.max_drop, executor, _shown(options))
 
+def _optimized(options: Namespace) -> tuple[Plan, list[str]]:
+    """Optimize, and write everything but what is printed.
 
-def _optimize(options: Namespace) -> None:
-    """Optimize a user's model and write everything about it."""
+    Returns:
+        The plan, and the names of the files.
+    """
+    output: Path = options.output
     calibration = None if options.calibration is None else read_calibration(options.calibration)
     model, device, dtype = _model(options)
     calls = _calls(options, device, dtype)
-    output: Path = options.output
-    output.mkdir(parents=True, exist_ok=True)
     wanted = asked(options)
     if options.evaluate is not None:
         wanted["evaluate"] = read_evaluation(options.evaluate)
@@ -70,25 +92,15 @@ def _optimize(options: Namespace) -> None:
             select=[*options.select, *(f"!{pattern}" for pattern in options.skip)] or None,
             calibration=calibration and [moved(b, device, dtype) for b in calibration],
             strict=options.strict,
-            progress=_shown(options),
+            progress=shown(options),
             checkpoint=output / PARTIAL,
             executor=executor,
         )
     plan.save(output)
     (output / "table.txt").write_text(to_text(plan, WIDTH) + "\n", encoding="utf-8")
     plan.to_html(output / "report.html", model)
-    written = [PLAN_FILE, WEIGHTS_FILE, "table.txt", "report.html", *_write(fast, calls, output)]
-    shutil.rmtree(output / PARTIAL, ignore_errors=True)
-    show(plan)
-    note(f"wrote {', '.join(written)} to {output}")
-
-
-def _shown(options: Namespace) -> Show:
-    """How progress is shown; in a pipe by ``logging``, as everything else that is told."""
-    if options.progress == "auto":
-        return False if options.quiet else None
-    chosen: Show = options.progress
-    return chosen
+    files = [PLAN_FILE, WEIGHTS_FILE, "table.txt", "report.html"]
+    return plan, [*files, *_write(fast, calls, output)]
 
 
 def _model(options: Namespace) -> tuple[Any, torch.device, torch.dtype]:
@@ -109,6 +121,7 @@ def _write(fast: Any, calls: list[Inputs] | None, output: Path) -> list[str]:
         return [EXPORTED]
     convfactor.save(fast, output)
     written = [FILES.record, FILES.weights]
+    (output / EXPORTED).unlink(missing_ok=True)  # of another model, should this one not export
     assert calls is not None
     try:
         with warnings.catch_warnings():
@@ -130,36 +143,3 @@ def _calls(options: Namespace, device: torch.device, dtype: torch.dtype) -> list
         Inputs(*(torch.rand(s, generator=generator).to(device, dtype) for s in shapes)).times(count)
         for count, shapes in options.call or [(1, options.input)]
     ]
-
-
-@contextlib.contextmanager
-def workers(count: int, wanted: Collection[str]) -> Iterator[Executor | None]:
-    """Processes to solve in, where they are used.
-
-    Args:
-        count: How many.
-        wanted: Names of what is asked of the plan.
-    """
-    if count == 1 or not {"model_tolerance", "max_drop"}.intersection(wanted):
-        yield None
-        return
-    # Forked, they would share the threads of torch, which are not there any more.
-    with ProcessPoolExecutor(count, multiprocessing.get_context("spawn")) as executor:
-        yield executor
-
-
-def _show(options: Namespace) -> None:
-    """Print a saved plan, and write it in other forms."""
-    plan = Plan.load(options.folder)
-    show(plan)
-    model: Any = None
-    if options.model is not None and options.model.endswith(PROGRAM):
-        model = read_program(options.model)
-    elif options.model is not None:
-        model = read_model(options.model, options.weights)
-    for name in REPORTS:
-        path: Path | None = getattr(options, name)
-        if path is not None:
-            extra = {"model": model} if name == "html" else {}
-            getattr(plan, f"to_{name}")(path, **extra)
-            note(f"wrote {path}")

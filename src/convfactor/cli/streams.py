@@ -1,0 +1,46 @@
+"""Results that go to a file, or to stdout."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from convfactor.cli.notes import note
+from convfactor.cli.parsing import STREAM
+from convfactor.plans.storage import replace_file
+from convfactor.terminal import is_terminal
+
+
+def write(option: str, target: str, data: bytes | str) -> None:
+    """Write a file as a whole or not at all; or to stdout.
+
+    Args:
+        option: That asks for it.
+        target: The file, or "-".
+        data: What to write.
+
+    Raises:
+        ValueError: Bytes are for a terminal.
+        OSError: The file can't be written.
+    """
+    if target == STREAM:
+        if sys.stdout is None:
+            raise ValueError(f"{option} -: stdout is closed, give a file or a pipe")
+        if isinstance(data, str):
+            print(data, end="")
+        elif is_terminal(sys.stdout):
+            raise ValueError(f"{option} -: a terminal does not show this, give a file or a pipe")
+        else:
+            sys.stdout.buffer.write(data)
+        return
+    try:
+        data = data.encode() if isinstance(data, str) else data
+        path = Path(target)
+        if path.exists() and not path.is_file():  # a pipe or a device keeps its place
+            path.write_bytes(data)
+        else:
+            replace_file(path.resolve(), data)
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise OSError(f"{option} {target} can't be written: {reason}") from error
+    note(f"wrote {target}")
