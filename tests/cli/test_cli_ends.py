@@ -11,6 +11,7 @@ import time
 import pytest
 
 from convfactor.cli import interrupts
+from convfactor.cli.streams import writing
 from convfactor.cli.workers import workers
 
 COMMAND = [sys.executable, "-m", "convfactor"]
@@ -102,6 +103,17 @@ def test_what_python_does_at_an_interruption_comes_back():
             assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_files_that_are_written_are_named():
+    with (
+        pytest.raises(KeyboardInterrupt, match="^a.csv is all that was written$"),
+        writing() as names,
+    ):
+        names.append("a.csv")
+        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt, match="^nothing was written$"), writing():
+        raise KeyboardInterrupt
 
 
 def test_what_is_said_is_found_out_when_it_happens():

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+from convfactor.cli.interrupts import NOTHING, saying
 from convfactor.cli.notes import note
 from convfactor.cli.parsing import STREAM
 from convfactor.plans.storage import replace_file
 from convfactor.terminal import is_terminal
+
+
+@contextlib.contextmanager
+def writing() -> Iterator[list[str]]:
+    """Say at Ctrl-C which files are written; the list takes their names."""
+    names: list[str] = []
+    with saying(lambda: f"{', '.join(names)} is all that was written" if names else NOTHING):
+        yield names
 
 
 def write(option: str, target: str, data: bytes | str) -> None:
