@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import module as torchs
 from torch.nn.parameter import UninitializedParameter
 
 from convfactor.conv.calls import VOLUME
@@ -19,6 +17,7 @@ from convfactor.conv.geometry import ConvGeometry
 from convfactor.conv.scales import Scales
 from convfactor.conv.weights import ComposedWeight
 from convfactor.model.digests import fingerprint
+from convfactor.model.folding import hooks
 from convfactor.model.norms import Affine, with_norm, with_scales
 from convfactor.model.pads import zeros_of
 from convfactor.model.reasons import Reason
@@ -205,7 +204,7 @@ def _obstacle(module: nn.Module) -> Reason | None:
 def is_special(module: nn.Module) -> bool:
     """Whether a convolution module may compute something else than torch's own does."""
     replaced = "forward" in vars(module) or "_conv_forward" in vars(module)
-    return type(module) not in IMAGES or replaced or any(_hooks(module))
+    return type(module) not in IMAGES or replaced or any(hooks(module))
 
 
 def foreign_hooks(module: nn.Module) -> Reason | None:
@@ -219,20 +218,8 @@ def foreign_hooks(module: nn.Module) -> Reason | None:
         if type(hook).__name__ in COMPUTE_WEIGHT
         or type(hook).__module__.startswith("torch.nn.utils.prune")
     ]
-    count = sum(map(len, _hooks(module)))
+    count = sum(map(len, hooks(module)))
     if count == len(own):
         return None
     text = "it computes its weight and has hooks, which a new layer would lose; remove the hooks"
     return unsupported("it has hooks", text)
-
-
-def _hooks(module: nn.Module) -> tuple[Mapping[int, Any], ...]:
-    """All hooks that run with a module."""
-    return (
-        torchs._global_forward_hooks,
-        torchs._global_forward_pre_hooks,
-        module._forward_hooks,
-        module._forward_pre_hooks,
-        module._backward_hooks,
-        module._backward_pre_hooks,
-    )

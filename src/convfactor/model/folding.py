@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch.nn.modules.module as torchs
 from torch import fx, nn
@@ -19,9 +20,9 @@ class Folded(nn.Identity):
         return cls().train(module.training)
 
 
-def untouched(module: nn.Module) -> bool:
-    """Whether nothing but the forward of its class runs with a module."""
-    hooks = (
+def hooks(module: nn.Module) -> tuple[Mapping[int, Any], ...]:
+    """All hooks that run with a module."""
+    return (
         torchs._global_forward_hooks,
         torchs._global_forward_pre_hooks,
         module._forward_hooks,
@@ -29,7 +30,11 @@ def untouched(module: nn.Module) -> bool:
         module._backward_hooks,
         module._backward_pre_hooks,
     )
-    return not any(hooks) and "forward" not in vars(module)
+
+
+def untouched(module: nn.Module) -> bool:
+    """Whether nothing but the forward of its class runs with a module."""
+    return not any(hooks(module)) and "forward" not in vars(module)
 
 
 def neighbours(model: nn.Module) -> set[tuple[int, int]]:
