@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 import torch
+from markup import Markup
 from tiny import Functional, batches, conv, images
 from torch import nn
 
@@ -19,52 +19,19 @@ from convfactor.model.reasons import Reason
 from convfactor.pictures.colours import ABOVE, BELOW, hexadecimal
 from convfactor.plans.decisions import Cost, Entry, Kept, WholeModel
 
-VOID = {"br", "wbr", "path"}
 
-
-class Piece(HTMLParser):
-    """Reads a piece of a page strictly: every element has to be closed where it was opened."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[str] = []
-        self.styles: list[str] = []
-        self.svgs: list[tuple[dict[str, str], list[dict[str, str]]]] = []
-        self.pieces: list[str] = []
-        self.feed(text)
-        self.close()
-        assert not self.open
-
-    def handle_starttag(self, tag, attributes):
-        given = dict(attributes)
-        self.tags.append(tag)
-        self.styles.append(given.get("style", ""))
-        if tag == "svg":
-            self.svgs.append((given, []))
-        if tag == "path":
-            self.svgs[-1][1].append(given)
-        if tag not in VOID:
-            self.open.append(tag)
-        if tag != "wbr":
-            self.pieces.append(" ")
-
-    def handle_startendtag(self, tag, attributes):
-        self.handle_starttag(tag, attributes)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.pieces.append(data)
+class Piece(Markup):
+    """A piece of a page with the kernels in it."""
 
     @property
-    def text(self) -> str:
-        return " ".join("".join(self.pieces).split())
+    def tags(self) -> list[str]:
+        return [tag for tag, _ in self.elements]
 
     def kernel(self, title: str) -> np.ndarray:
         """What the picture of that title shows, from -1 to 1."""
-        ((given, strokes),) = (s for s in self.svgs if s[0]["aria-label"].startswith(title + ","))
+        ((label, parts),) = (svg for svg in self.svgs if svg[0].startswith(title + ","))
+        (given,) = (g for tag, g in self.elements if tag == "svg" and g["aria-label"] == label)
+        strokes = [stroke for tag, stroke in parts if tag == "path"]
         cols, rows = map(int, given["viewbox"].split()[2:])
         values = np.zeros((rows, cols))
         for stroke in strokes:

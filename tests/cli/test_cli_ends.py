@@ -108,10 +108,11 @@ def test_what_python_does_at_an_interruption_comes_back():
 @pytest.mark.parametrize(
     ("names", "told"), [(["a.csv"], "a.csv is all that was written"), ([], "nothing was written")]
 )
-def test_files_that_are_written_are_named(names, told):
+def test_files_that_are_written_are_named(folder, names, told):
     def stopped():
-        with writing() as written:
-            written += names
+        with writing() as write:
+            for name in names:
+                write("--csv", name, "1,2")
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt) as stop:

@@ -9,11 +9,11 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 import torch
+from markup import Markup
 from scipy.signal import convolve2d
 from tiny import Functional, batches, conv, images
 from torch import nn
@@ -35,7 +35,6 @@ from convfactor.pictures.kernels import Channels, Picture
 from convfactor.plans.circumstances import WhiteNoise
 from convfactor.plans.decisions import Cost, Entry, Replaced, Swapped, WholeModel
 
-VOID = {"meta", "br", "wbr", "rect", "path"}
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
@@ -105,44 +104,8 @@ def big(plan) -> Plan:
     return replace(plan, entries=tuple(entries), whole=whole)
 
 
-class Page(HTMLParser):
-    """Reads a page strictly: every element has to be closed where it was opened."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.elements: list[tuple[str, dict[str, str]]] = []
-        self.svgs: list[tuple[str, list[tuple[str, dict[str, str]]]]] = []
-        self.pieces: list[str] = []
-        self.feed(text)
-        self.close()
-        assert not self.open
-
-    def handle_starttag(self, tag, attributes):
-        given = dict(attributes)
-        self.elements.append((tag, given))
-        if tag == "svg":
-            self.svgs.append((given.get("aria-label", ""), []))
-        elif "svg" in self.open:
-            self.svgs[-1][1].append((tag, given))
-        if tag not in VOID:
-            self.open.append(tag)
-        if tag != "wbr":
-            self.pieces.append(" ")
-
-    def handle_startendtag(self, tag, attributes):
-        self.handle_starttag(tag, attributes)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if "style" not in self.open:
-            self.pieces.append(data)
-
-    @property
-    def text(self) -> str:
-        return " ".join("".join(self.pieces).split())
+class Page(Markup):
+    """A page with the figures in it."""
 
     def attribute(self, name: str) -> list[str]:
         return [given[name] for _, given in self.elements if name in given]

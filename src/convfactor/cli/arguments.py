@@ -11,7 +11,7 @@ from typing import Any
 import convfactor
 from convfactor.cli import kernel_arguments
 from convfactor.cli.examples import EXAMPLES
-from convfactor.cli.parsing import DEVICE, DTYPE, DTYPES, Parser, call, number, one_of, shape, whole
+from convfactor.cli.parsing import Parser, call, number, one_of, shape, whole
 from convfactor.environment import usable_cores
 from convfactor.plans.settings import OBJECTIVES, STRUCTURES, TOLERANCE, Settings
 
@@ -135,13 +135,7 @@ def _describe_model(optimize: Parser) -> None:
         "--skip", action="append", default=[], metavar="PATTERN",
         help="keep the layers of this name, or inside the module of this name; default: none",
     )  # fmt: skip
-    optimize.add_argument(
-        "--device", default=DEVICE, help="where the model runs, as torch names it; default: cpu"
-    )
-    optimize.add_argument(
-        "--dtype", type=one_of(*DTYPES), default=DTYPE, metavar=f"{{{','.join(DTYPES)}}}",
-        help="in what it computes; default: %(default)s",
-    )  # fmt: skip
+    kernel_arguments.describe_place(optimize)
 
 
 def _describe_budget(optimize: Parser) -> None:

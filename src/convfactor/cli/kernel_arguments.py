@@ -133,13 +133,7 @@ def _describe_bench(bench: Parser) -> None:
         "--batch", type=whole, default=1, metavar="N", help="images at a time; default: %(default)s"
     )
     _describe_convolution(bench)
-    bench.add_argument(
-        "--dtype", type=one_of(*DTYPES), default=DTYPE, metavar=f"{{{','.join(DTYPES)}}}",
-        help="in what is computed; default: %(default)s",
-    )  # fmt: skip
-    bench.add_argument(
-        "--device", default=DEVICE, help="where, as torch names it; default: %(default)s"
-    )
+    describe_place(bench)
     bench.add_argument(
         "--objective", type=one_of(*OBJECTIVES), default=Settings.objective,
         metavar=f"{{{','.join(OBJECTIVES)}}}",
@@ -166,6 +160,17 @@ def _describe_convolution(command: Parser) -> None:
     command.add_argument(
         "--groups", type=whole, default=1, metavar="N",
         help="of channels; those of the outputs for a depthwise kernel; default: %(default)s",
+    )  # fmt: skip
+
+
+def describe_place(command: Parser) -> None:
+    """Where it runs, and in what it computes."""
+    command.add_argument(
+        "--device", default=DEVICE, help="where it runs, as torch names it; default: %(default)s"
+    )
+    command.add_argument(
+        "--dtype", type=one_of(*DTYPES), default=DTYPE, metavar=f"{{{','.join(DTYPES)}}}",
+        help="in what it computes; default: %(default)s",
     )  # fmt: skip
 
 

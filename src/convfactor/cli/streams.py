@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from convfactor.cli.interrupts import NOTHING, saying
@@ -14,15 +14,7 @@ from convfactor.plans.storage import replace_file
 from convfactor.terminal import is_terminal
 
 
-@contextlib.contextmanager
-def writing() -> Iterator[list[str]]:
-    """Say at Ctrl-C which files are written; the list takes their names."""
-    names: list[str] = []
-    with saying(lambda: f"{', '.join(names)} is all that was written" if names else NOTHING):
-        yield names
-
-
-def write(option: str, target: str, data: bytes | str) -> None:
+def _write(option: str, target: str, data: bytes | str) -> None:
     """Write a file as a whole or not at all; or to stdout.
 
     Args:
@@ -55,3 +47,22 @@ def write(option: str, target: str, data: bytes | str) -> None:
         reason = error.strerror or type(error).__name__
         raise OSError(f"{option} {target} can't be written: {reason}") from error
     note(f"wrote {target}")
+
+
+@contextlib.contextmanager
+def writing() -> Iterator[Callable[[str, str, bytes | str], None]]:
+    """Write results, each as a whole or not at all, and say at Ctrl-C which files are there.
+
+    Yields:
+        What writes one, given the option that asks for it, the file or "-", and what to write;
+        ``ValueError`` where bytes are for a terminal, ``OSError`` where a file can't be written.
+    """
+    names: list[str] = []
+
+    def write(option: str, target: str, data: bytes | str) -> None:
+        _write(option, target, data)
+        if target != STREAM:
+            names.append(target)
+
+    with saying(lambda: f"{', '.join(names)} is all that was written" if names else NOTHING):
+        yield write

@@ -62,7 +62,7 @@ def apply(model: nn.Module, exchanges: Sequence[Exchange]) -> nn.Module:
         elif subject.kind == "module":
             new |= _cascades(model, subject, make)
             if subject.norm:
-                norm = model.get_submodule(subject.norm)
+                norm = planned.norm_of(model, subject)
                 new[norm] = FoldedNorm.of(norm)
             if subject.pad:
                 pad = planned.pad_of(model, subject)

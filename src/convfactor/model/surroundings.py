@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Generic, TypeGuard, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -135,12 +135,11 @@ class Surroundings(Generic[S]):
                     value.readers += 1
             found = read_scaling(func, args, kwargs, self._axis, self._is_constant)
             made = output[0] if isinstance(output, tuple) and output else output
-            constants = [tensor for tensor in given if self._is_constant(tensor)]
-            sources = frozenset().union(*(self._constants[id(t)].sources for t in constants))
             if found is not None and isinstance(made, Tensor) and made.shape == found[0].shape:
-                self._scales(found[0], Step(found[1], inside, sources), made)
-            elif given and len(constants) == len(given) and keeps_constant(func, args):
-                self._add_constants((v for v in tree_leaves(output) if _is_tensor(v)), sources)
+                self._scales(found[0], Step(found[1], inside, self._sources_of(given)), made)
+            elif given and all(map(self._is_constant, given)) and keeps_constant(func, args):
+                results = (value for value in tree_leaves(output) if isinstance(value, Tensor))
+                self._add_constants(results, self._sources_of(given))
 
     def gave(self, site: S, output: object, dims: int) -> None:
         """Take in what a convolution gave.
@@ -249,6 +248,11 @@ class Surroundings(Generic[S]):
         for tensor in tensors:
             self._constants[id(tensor)] = _Known.of(tensor, sources)
 
+    def _sources_of(self, tensors: Iterable[Tensor]) -> frozenset[str]:
+        """The parameters and buffers that the constants among some tensors are made of."""
+        constants = filter(self._is_constant, tensors)
+        return frozenset().union(*(self._constants[id(tensor)].sources for tensor in constants))
+
     def _is_constant(self, tensor: Tensor) -> bool:
         """Whether a tensor is the same in every call."""
         known = self._constants.get(id(tensor))
@@ -259,11 +263,6 @@ def _plainly() -> AbstractContextManager[None]:
     """Ask tensors as such, past the classes that some are of."""
     context: AbstractContextManager[None] = torch._C.DisableTorchFunctionSubclass()
     return context
-
-
-def _is_tensor(value: object) -> TypeGuard[Tensor]:
-    """Whether a value is a tensor."""
-    return isinstance(value, Tensor)
 
 
 def _version(tensor: Tensor) -> int:

@@ -34,6 +34,20 @@ class Environment:
         """Whether more ran than this process alone can have been."""
         return self.load > self.threads + 1
 
+    @property
+    def crowd(self) -> str:
+        """What ran beside this process, in words."""
+        return f"a load of {self.load:.1f} with {counted(self.threads, 'thread')} in use"
+
+    def to_dict(self) -> dict[str, str | int]:
+        """Where times hold, for other programs."""
+        return {
+            "torch": self.torch_version,
+            "device": self.device,
+            "machine": self.machine,
+            "threads": self.threads,
+        }
+
     @classmethod
     def current(cls, device: torch.device, timed: bool) -> Environment:
         """Describe this process.

@@ -74,8 +74,7 @@ def _unsteady(plan: Decisions) -> list[str]:
         return []
     signs = []
     if environment.busy:
-        threads = counted(environment.threads, "thread")
-        signs.append(f"a load of {environment.load:.1f} with {threads} in use")
+        signs.append(environment.crowd)
     spread = 0.0 if whole is None else _spread(whole.before, whole.after)
     if spread > UNSTEADY:
         signs.append(f"half of the times of the whole model lie {spread:.0%} apart")

@@ -35,9 +35,6 @@ class Line:
 def to_html(plan: Decisions) -> str:
     """Make a piece of a page that holds its own styles: the table and the totals."""
     counted = plan.settings.objective == "macs"
-    totals = outcome.spent(plan)
-    if plan.whole is not None:
-        totals.append(outcome.whole(plan.whole, plan.calibrated))
     measured = "of the output" if plan.calibrated else "of the weights, white noise"
     return filled(
         "convfactor.plans",
@@ -48,5 +45,5 @@ def to_html(plan: Decisions) -> str:
         layers=[Line.of(entry) for entry in plan.entries],
         column="fewer multiplies" if counted else "faster",
         colour=hexadecimal(BELOW),
-        totals=[*totals, *hints.hints(plan)],
+        totals=[*outcome.totals(plan), *hints.hints(plan)],
     )

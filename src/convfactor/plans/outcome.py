@@ -48,6 +48,14 @@ def spent(plan: Decisions) -> list[str]:
     return lines
 
 
+def totals(plan: Decisions) -> list[str]:
+    """What became of a budget, and of the whole model."""
+    lines = spent(plan)
+    if plan.whole is not None:
+        lines.append(whole(plan.whole, plan.calibrated))
+    return lines
+
+
 def whole(measured: WholeModel, calibrated: bool) -> str:
     """Errors and times of the whole model."""
     text = f"whole model: output error {output_error(measured)}"

@@ -77,10 +77,7 @@ class Worth:
             "groups": self.kernel.groups,
             "input": list(self.size),
             "dtype": self.dtype,
-            "torch": self.environment.torch_version,
-            "device": self.environment.device,
-            "machine": self.environment.machine,
-            "threads": self.environment.threads,
+            **self.environment.to_dict(),
             "pays": self.pays,
             "families": [
                 {
@@ -146,11 +143,9 @@ class Worth:
 
     def _doubt(self) -> list[str]:
         """That other work ran beside this."""
-        load, threads = self.environment.load, self.environment.threads
         if not self.environment.busy:
             return []
-        text = f"a load of {load:.1f} with {counted(threads, 'thread')} in use"
-        return [f"the machine was busy ({text}): time again when it is quiet"]
+        return [f"the machine was busy ({self.environment.crowd}): time again when it is quiet"]
 
 
 def _times(cost: Cost) -> str:
@@ -159,7 +154,7 @@ def _times(cost: Cost) -> str:
 
 
 def _widths(tried: Tried | None) -> str:
-    """The widths of a structure, and how fast it is."""
+    """The widths of a structure."""
     if tried is None or tried.structure is None:
         return "-"
     return ", ".join(map(str, tried.structure.widths)) or "any"

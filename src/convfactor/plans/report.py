@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from convfactor.plans.decisions import Decisions, Entry, Replaced
 from convfactor.plans.hints import hints
-from convfactor.plans.outcome import budget, called, spent, whole
+from convfactor.plans.outcome import budget, called, totals
 from convfactor.plans.words import counted, milliseconds, percent, sides
 
 
@@ -183,10 +183,7 @@ def header(plan: Decisions) -> list[str]:
 
 def footer(plan: Decisions) -> list[str]:
     """The whole model, and what to do next."""
-    lines = [replaced(plan), *spent(plan)]
-    if plan.whole is not None:
-        lines.append(whole(plan.whole, plan.calibrated))
-    return [*lines, *(f"hint: {hint}" for hint in hints(plan))]
+    return [replaced(plan), *totals(plan), *(f"hint: {hint}" for hint in hints(plan))]
 
 
 def _piped(cells: Iterable[str]) -> str:

@@ -20,15 +20,12 @@ def summary(plan: Decisions) -> dict[str, Any]:
         Texts, numbers, lists and mappings; times are medians in seconds, errors relative, and
         what is unknown is None.
     """
-    environment, spending = plan.environment, plan.spending
+    spending = plan.spending
     return {
         "asked": outcome.budget(plan.settings),
         "objective": plan.settings.objective,
         "calibration": str(plan.calibration),
-        "torch": environment.torch_version,
-        "device": environment.device,
-        "machine": environment.machine,
-        "threads": environment.threads,
+        **plan.environment.to_dict(),
         "found": len(plan.entries),
         "replaced": len(plan.replaced),
         "loss": None if spending is None else _finite(spending.loss),

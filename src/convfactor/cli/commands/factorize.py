@@ -18,7 +18,7 @@ from convfactor import Factorization, Stage
 from convfactor.cli.kernels import read_kernel
 from convfactor.cli.notes import shown
 from convfactor.cli.parsing import STREAM
-from convfactor.cli.streams import write, writing
+from convfactor.cli.streams import writing
 from convfactor.plans.settings import TOLERANCE
 from convfactor.plans.words import sides
 from convfactor.terminal import width
@@ -46,10 +46,9 @@ def run(options: Namespace) -> None:
         progress=shown(options),
         time_limit=options.time_limit,
     )
-    with writing() as written:
+    with writing() as write:
         if options.output is not None:
             write("--output", options.output, _weights(options.output, found))
-            written.append(options.output)
         if options.plot is not None:
             write("--plot", options.plot, _picture(options, weight, found))
     if options.json:

@@ -8,7 +8,7 @@ from typing import Any
 from convfactor.cli.arguments import PROGRAM, REPORTS
 from convfactor.cli.given import read_model, read_program
 from convfactor.cli.parsing import STREAM
-from convfactor.cli.streams import write, writing
+from convfactor.cli.streams import writing
 from convfactor.errors import did_you_mean
 from convfactor.plans.plan import Plan
 from convfactor.plans.storage import PLAN_FILE
@@ -26,12 +26,11 @@ def run(options: Namespace) -> None:
     targets = {name: getattr(options, name) for name in REPORTS}
     if STREAM not in targets.values():
         show(plan)
-    with writing() as written:
+    with writing() as write:
         for name, target in targets.items():
             if target is not None:
                 extra = {"model": model} if name == "html" else {}
                 write(f"--{name}", target, getattr(plan, f"to_{name}")(**extra))
-                written.append(target)
 
 
 def _loaded(options: Namespace) -> Plan:
