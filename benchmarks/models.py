@@ -20,6 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import pages
 import skimage.data
 import skimage.io
 import torch
@@ -68,22 +69,30 @@ def main() -> None:
         help="a tolerance for each layer, a budget for the model, the same with refinement",
     )  # fmt: skip
     parser.add_argument("--plans", action="store_true", help="print the plans as well")
+    parser.add_argument("--write", action="store_true", help="into docs/benchmarks.md as well")
     options = parser.parse_args()
     folder = os.environ.get("CONVFACTOR_CASES")
     if not folder:
         sys.exit("set CONVFACTOR_CASES to the folder of the networks")
     known = cases(Path(folder))
     device = torch.device(options.device)
-    print("| network | asked | before | after | | output error, unseen | quality | planned |")
-    print("|---|---|---:|---:|---:|---:|---|---:|")
+    lines = [
+        "| network | asked | before | after | | output error, unseen | quality | planned |",
+        "|---|---|---:|---:|---:|---:|---|---:|",
+    ]
+    print(*lines, sep="\n")
     images = Path(folder) / "images"
     with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as executor:
         for name in options.cases or known:
             for way in options.ways:
                 row, plan = _run(name, known[name], way, device, images, executor)
                 print(row, flush=True)
+                lines.append(row)
                 if options.plans:
                     print(f"\n{plan}\n", flush=True)
+    if options.write:
+        versions = f"({pages.machine(device)}, torch {torch.__version__})"
+        pages.write("models", "\n".join([versions, "", *lines]))
 
 
 def _run(

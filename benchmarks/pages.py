@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from convfactor.plans.words import counted
+
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 
 
@@ -33,5 +35,5 @@ def write(name: str, text: str, page: Path = PAGE) -> None:
 def machine(device: torch.device) -> str:
     """What it runs on."""
     if device.type == "cpu":
-        return f"{platform.machine()}, {torch.get_num_threads()} threads"
+        return f"{platform.machine()}, {counted(torch.get_num_threads(), 'thread')}"
     return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)

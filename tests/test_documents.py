@@ -14,6 +14,7 @@ import torch
 
 import convfactor
 from convfactor.cli import main
+from convfactor.cli.arguments import parsers
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -86,6 +87,16 @@ def test_links_lead_to_files(page):
     text = re.sub(r"^ *```.*?^ *```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
     for link in re.findall(r"\]\(([^)#]+)", text):
         assert "://" in link or (page.parent / link).is_file(), link
+
+
+def test_every_option_is_on_the_page_of_the_command_line():
+    page = (ROOT / "docs" / "commands.md").read_text()
+    program, commands = parsers()
+    for parser in (program, *commands.values()):
+        for action in parser._actions:
+            assert not action.option_strings or any(o in page for o in action.option_strings), (
+                action
+            )
 
 
 def test_every_public_name_is_in_the_reference():

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections import UserDict
 
 import pytest
 import torch
 from tiny import batches, conv, images
 from torch import nn
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
 
-from convfactor import CascadeConv2d
+from convfactor import CascadeConv2d, Inputs
 from convfactor.model.digests import fingerprint
 
 lightning = pytest.importorskip("lightning.pytorch")
 other = pytest.importorskip("pytorch_lightning")
-from convfactor.lightning import OptimizeAfterFit  # noqa: E402 - after the packages it works with
+from convfactor.lightning import OptimizeAfterFit, _moved  # noqa: E402 - after its packages
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:::lightning", "ignore:::pytorch_lightning", "ignore:.*isinstance.*LeafSpec"
@@ -95,6 +97,14 @@ def test_all_of_the_module_is_copied(package):
     x = images(seed=4)
     with torch.no_grad():
         assert torch.equal(callback.plan.apply(model.eval())(x), callback.fast.eval()(x))
+
+
+def test_all_that_a_model_may_be_called_with_is_moved():
+    moved = _moved(
+        [Inputs(images(), {"mask": images()}), UserDict(x=images())], torch.device("meta")
+    )
+    call, mapping = moved
+    assert {t.device.type for t in (*tree_leaves(call.args), mapping["x"])} == {"meta"}
 
 
 @pytest.mark.parametrize(

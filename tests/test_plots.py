@@ -64,13 +64,13 @@ def test_kernel_panels_hold_target_factors_composed_and_error(as_array):
             target if as_array else torch.from_numpy(target), chain(), error_scale=10, title="mine"
         )
     )
-    assert_allclose(panel(figure, "target"), target)
-    assert_allclose(panel(figure, "factor 1"), first)
-    assert_allclose(panel(figure, "factor 2"), second)
+    assert_allclose(panel(figure, "original"), target)
+    assert_allclose(panel(figure, "stage 1"), first)
+    assert_allclose(panel(figure, "stage 2"), second)
     assert_allclose(panel(figure, "composed"), composed, atol=1e-15)
     assert_allclose(panel(figure, "error x10"), 10 * (composed - target), atol=1e-14)
     top = max(np.abs(target).max(), np.abs(composed).max())
-    for name in ("target", "composed", "error x10"):
+    for name in ("original", "composed", "error x10"):
         assert limits(figure, name) == pytest.approx((-top, top))
     assert figure.get_suptitle() == "mine"
 
@@ -80,7 +80,7 @@ def test_kernels_are_extended_to_one_window():
     shifted = replace(chain(), offset=(1, -1))
     target = noise(7, 4).numpy()
     figure = drawn(plots.plot_kernels(target, shifted, error_scale=1))
-    assert_allclose(panel(figure, "target"), np.pad(target, ((0, 0), (1, 0))))
+    assert_allclose(panel(figure, "original"), np.pad(target, ((0, 0), (1, 0))))
     assert_allclose(panel(figure, "composed"), np.pad(composed, ((1, 1), (0, 0))))
     error = np.linalg.norm(panel(figure, "error")) / np.linalg.norm(target)
     assert figure.get_suptitle() == f"relative error {error:.2g}"
@@ -93,7 +93,7 @@ def test_a_dilated_kernel_is_spread():
         figure = drawn(
             plots.plot_kernels(weight, source, channel=(1, 0), dilation=dilation, error_scale=1)
         )
-        assert_allclose(panel(figure, "target")[::2, ::2], weight[1, 0])
+        assert_allclose(panel(figure, "original")[::2, ::2], weight[1, 0])
         assert_allclose(panel(figure, "composed"), found.compose()[1, 0], atol=1e-15)
         assert panel(figure, "error").shape == (9, 9)
 
@@ -109,7 +109,7 @@ def test_a_dense_cascade_shows_the_kernels_between_one_pair(groups):
     out, into = 3, 1
     figure = drawn(plots.plot_kernels(cascade.compose(), cascade, channel=(out, into)))
     first, between, last = (
-        np.ma.masked_invalid(panel(figure, f"factor {i + 1}")).compressed() for i in range(3)
+        np.ma.masked_invalid(panel(figure, f"stage {i + 1}")).compressed() for i in range(3)
     )
     half = [stage.weight[-(stage.weight.shape[0] // groups) :] for stage in cascade.stages]
     assert sorted(first) == sorted(half[0][:, into].flatten().tolist())
@@ -124,7 +124,7 @@ def test_the_pair_of_most_energy_is_shown():
     weight[2, 1] *= 5
     found = factorize(weight, widths=(2,))
     figure = drawn(plots.plot_kernels(weight.float(), found))
-    assert_allclose(panel(figure, "target"), weight[2, 1], rtol=1e-6)
+    assert_allclose(panel(figure, "original"), weight[2, 1], rtol=1e-6)
     assert "output 2, input 1 of 3 x 4" in figure.get_suptitle()
 
 
@@ -136,7 +136,7 @@ def test_pictures_stand_in_even_rows(count, rows):
     figure = drawn(plots.plot_kernels(cascade.compose(), cascade))
     heights = Counter(round(a.get_position().y0, 2) for a in figure.axes if a.get_title())
     assert [heights[height] for height in sorted(heights, reverse=True)] == rows
-    assert panel(figure, f"factor {count}").shape == (3, 3)
+    assert panel(figure, f"stage {count}").shape == (3, 3)
 
 
 @pytest.mark.parametrize("size", [1e-12, 3e-4, 0.07, 1.0, 40.0])
@@ -192,7 +192,7 @@ def test_planned_layers_of_other_forms_are_drawn(layer):
     given = torch.rand(1, 4, 32) if isinstance(layer, nn.Conv1d) else images(channels=4)
     plan = convfactor.plan(nn.Sequential(layer), given, objective="macs")
     figure = drawn(plots.plot_kernels(layer.weight, plan.entries[0]))
-    assert np.abs(panel(figure, "composed") - panel(figure, "target")).max() < 1e-5
+    assert np.abs(panel(figure, "composed") - panel(figure, "original")).max() < 1e-5
 
 
 def test_a_zero_kernel_has_a_picture():
@@ -496,7 +496,7 @@ def test_response_is_the_magnitude_of_the_fourier_transform(size):
     angles = 2 * np.pi * (np.arange(size) - size // 2) / size
     basis = np.exp(-1j * np.outer(angles, np.arange(5)))
     for name, kernel in (
-        ("target", target),
+        ("original", target),
         ("cascade", composed),
         ("difference", composed - target),
     ):
@@ -509,9 +509,9 @@ def test_response_is_the_magnitude_of_the_fourier_transform(size):
 def test_response_in_decibels_has_one_scale_and_a_floor():
     target = chain().compose()
     figure = drawn(plots.plot_response(target, chain()))
-    assert panel(figure, "target").max() == pytest.approx(0)
+    assert panel(figure, "original").max() == pytest.approx(0)
     assert panel(figure, "difference").max() == -plots.DECIBELS
-    for name in ("target", "cascade", "difference"):
+    for name in ("original", "cascade", "difference"):
         assert limits(figure, name) == pytest.approx((-plots.DECIBELS, 0))
 
 

@@ -46,5 +46,5 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Name what is alike, as the end of a message; empty where nothing is."""
     from difflib import get_close_matches  # slow to load, for the few who need it
 
-    near = get_close_matches(name, list(dict.fromkeys(known)))
+    near = get_close_matches(name, [other for other in dict.fromkeys(known) if other != name])
     return f"; did you mean {' or '.join(near)}?" if near else ""

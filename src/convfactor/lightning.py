@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
+from convfactor.model.trees import mapped
 from convfactor.planning.optimization import optimize
 from convfactor.plans.plan import Plan
 
@@ -122,4 +122,4 @@ class OptimizeAfterFit(_callback()):  # type: ignore[misc]
 
 def _moved(value: Any, device: torch.device) -> Any:
     """Bring tensors to a device."""
-    return tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, value)
+    return mapped(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, value)

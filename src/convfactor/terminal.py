@@ -13,15 +13,20 @@ from rich.console import Console
 WIDTH = 120
 
 
-def width() -> int:
-    """Columns of stdout: what ``COLUMNS`` says, those of a terminal, a fixed number in a pipe."""
+def width(file: TextIO | None = None) -> int:
+    """Columns: what ``COLUMNS`` says, those of a terminal, a fixed number in a pipe.
+
+    Args:
+        file: The stream; None for stdout.
+    """
+    file = file or sys.stdout
     given = os.environ.get("COLUMNS", "")
     if given.isdecimal() and int(given):
         return int(given)
-    if not is_terminal(sys.stdout):
+    if file is None or not is_terminal(file):
         return WIDTH
     with contextlib.suppress(ValueError, OSError):  # no terminal after all
-        return os.get_terminal_size(sys.stdout.fileno()).columns or WIDTH
+        return os.get_terminal_size(file.fileno()).columns or WIDTH
     return WIDTH
 
 
@@ -44,6 +49,7 @@ def console(file: TextIO, columns: int | None = None) -> Console:
     return Console(file=file, width=columns, highlight=False)
 
 
-def has_colours() -> bool:
-    """Whether stdout shows colours, and they are wanted."""
-    return sys.stdout is not None and console(sys.stdout).color_system not in (None, "windows")
+def has_colours(file: TextIO | None = None) -> bool:
+    """Whether a stream shows colours, and they are wanted; None for stdout."""
+    file = file or sys.stdout
+    return file is not None and console(file).color_system not in (None, "windows")

@@ -41,7 +41,7 @@ def test_an_interruption_while_modules_are_loaded_ends_without_a_traceback(
         (folder / "torch.py").write_text(INTERRUPT)
     done = start(*arguments, env={**os.environ, "PYTHONPATH": os.pathsep.join(
         [str(folder), os.environ.get("PYTHONPATH", "")])})  # fmt: skip
-    out, err = done.communicate(timeout=120)
+    out, err = done.communicate()
     assert (done.returncode, out) == (130, "")
     assert err == "convfactor: interrupted; nothing was written\n"
     assert not (folder / "new").exists()
@@ -52,7 +52,7 @@ def test_a_closed_pipe_is_silent(folder):
     os.close(read)
     done = start("optimize", "--help", stdout=write)
     os.close(write)
-    assert done.communicate(timeout=120)[1] == ""
+    assert done.communicate()[1] == ""
     assert done.returncode == 141
 
 
@@ -61,7 +61,7 @@ def test_a_full_disk_is_told(folder):
         pytest.skip("no /dev/full")
     with open("/dev/full", "w") as full:
         done = start("--help", stdout=full)
-        assert "No space left on device" in done.communicate(timeout=120)[1]
+        assert "No space left on device" in done.communicate()[1]
     assert done.returncode == 2
 
 
@@ -77,7 +77,7 @@ def interrupted() -> int:
 def test_workers_do_not_hear_of_an_interruption_and_end_with_the_run(capfd):
     def solve():
         with workers(2, {"max_drop"}) as executor:
-            assert executor.submit(interrupted).result(timeout=120) == 7
+            assert executor.submit(interrupted).result() == 7
             executor.submit(asleep)
             raise KeyboardInterrupt
 

@@ -116,6 +116,30 @@ def test_a_name_that_is_not_there_is_told_with_those_that_are_alike(
     assert not (folder / "o").exists()
 
 
+def test_what_a_model_misses_is_no_reason_to_doubt_its_name(folder, run):
+    (folder / "lacking.py").write_text("import no_such_package")
+    ran = run("optimize", "lacking:net", "--input", "1x2x12x12", "--output", "o")
+    assert "No module named 'no_such_package'" in ran.err
+    assert "did you mean" not in ran.err
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--max-drop", "1"], "--evaluate and --max-drop belong together: evaluate(model) says"),
+        (["--tolerance", "0.1", "--model-tolerance", "0.1"], "got --tolerance and --model-tol"),
+        (
+            ["--refine"],
+            "--refine needs a budget for the model, which it keeps to: give --model-tol",
+        ),
+    ],
+)
+def test_what_is_said_of_budgets_names_options(folder, run, given, message):
+    ran = run("optimize", "theirs:net", "--input", "1x2x12x12", "--output", "o", *given)
+    assert (ran.status, ran.out) == (2, "")
+    assert message in ran.err
+
+
 def test_completion_is_written_by_shtab(run, monkeypatch):
     stand_in = types.ModuleType("shtab")
     stand_in.complete = lambda parser, shell: f"{parser.prog} in {shell}"  # type: ignore[attr-defined]

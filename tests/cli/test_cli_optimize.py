@@ -11,6 +11,7 @@ import safetensors.torch
 import torch
 from tiny import batches, conv
 
+import convfactor
 from convfactor import Plan
 from convfactor.cli.commands.optimize import PARTIAL
 
@@ -37,12 +38,18 @@ def test_the_outcome_as_json_is_all_of_stdout(folder, run):
     (layer,), (entry,) = found["layers"], plan.entries
     assert (found["output"], found["replaced"], found["found"]) == ("out", 1, 1)
     assert sorted(found["files"]) == sorted(path.name for path in (folder / "out").iterdir())
-    assert (layer["name"], layer["stages"]) == ("0", str(entry.decision.structure))
+    assert (layer["name"], layer["structure"]) == ("0", str(entry.decision.structure))
     assert layer["error"] == pytest.approx(entry.error)
     assert layer["multiplies_before"] == 100
     assert found["model"]["errors"] == pytest.approx(plan.whole.errors)
     assert "a word of the user's own" in ran.err
     assert "1 of 1 large-kernel layer replaced" in ran.err
+
+
+def test_quiet_leaves_the_table_out_beside_json(folder, run):
+    ran = optimize(run, "theirs:net", "--json", "--quiet")
+    assert json.loads(ran.out)["replaced"] == 1
+    assert ran.err == ""
 
 
 @pytest.mark.parametrize("model", ["theirs:net", "theirs:Net", "theirs:make", "theirs:inner.net"])
@@ -94,11 +101,12 @@ def test_what_does_not_belong_together_is_refused(folder, run, arguments, messag
     assert message in ran.err
 
 
-def test_reports_go_to_stdout_in_place_of_the_table(folder, run):
+@pytest.mark.parametrize("target", [["-"], []])
+def test_reports_go_to_stdout_in_place_of_the_table(folder, run, target):
     optimize(run)
     plan = Plan.load("out")
     for name in ("csv", "markdown", "json", "html"):
-        assert run("show", "out", f"--{name}", "-") == (0, getattr(plan, f"to_{name}")(), "")
+        assert run("show", "out", f"--{name}", *target) == (0, getattr(plan, f"to_{name}")(), "")
 
 
 @pytest.mark.parametrize("output", ["out", "new/deep/out"])
@@ -109,6 +117,23 @@ def test_a_failed_run_leaves_no_empty_folder(folder, run, output):
     (folder / output).mkdir(parents=True)
     assert optimize(run, "theirs:nothing", "--output", output).status == 2
     assert not list((folder / output).iterdir())
+
+
+@pytest.mark.parametrize("error", [ValueError("theirs"), convfactor.ToleranceError("missed")])
+def test_a_failed_run_says_what_is_kept_unless_it_is_of_no_use(folder, run, monkeypatch, error):
+    def fail(*args, checkpoint, **kwargs):
+        checkpoint.mkdir()
+        (checkpoint / "plan.json").touch()
+        raise error
+
+    monkeypatch.setattr("convfactor.optimize", fail)
+    (folder / "out" / "partial").mkdir(parents=True)
+    ran = optimize(run)
+    missed = isinstance(error, convfactor.ToleranceError)
+    assert ran.status == (1 if missed else 2)
+    assert (f"kept in out/{PARTIAL}, and the same command goes on" in ran.err) == (not missed)
+    left = {path.name for path in (folder / "out").iterdir()}
+    assert left == ({"partial"} if missed else {"partial", PARTIAL})
 
 
 @pytest.mark.parametrize("kept", [True, False])

@@ -19,6 +19,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from convfactor.conv.cascade import Cascade
+from convfactor.conv.forms import Form
+from convfactor.conv.framed import framed
 from convfactor.conv.geometry import ConvGeometry
 from convfactor.conv.layer import CascadeConv2d
 from convfactor.conv.structure import StageShape, Structure
@@ -594,3 +596,24 @@ def test_a_whole_layer_can_be_saved(memory_format):
     x = torch.rand(1, 3, 12, 12)
     assert torch.equal(loaded(x), layer(x))
     assert layer.memory_format == memory_format
+
+
+@pytest.mark.parametrize(
+    ("name", "same", "other"),
+    [
+        ("stride", (1, 1), (2, 2)),
+        ("dilation", 1, 2),
+        ("padding", [2, 2], 0),
+        ("padding_mode", "zeros", "circular"),
+        ("groups", 1, 2),
+    ],
+)
+def test_integers_that_nobody_would_read_can_not_be_set(name, same, other) -> None:
+    conv = nn.Conv2d(2, 2, 5, padding=2)
+    layers = [CascadeConv2d.from_conv(conv, factorize(conv.weight, widths=(2,)))]
+    layers.append(framed(layers[0], Form(dims=1)))
+    for layer in layers:
+        setattr(layer, name, same if isinstance(layer, CascadeConv2d) else getattr(layer, name))
+        with pytest.raises(AttributeError, match=f"{name} of a Cascade.* was made for"):
+            setattr(layer, name, other)
+    setattr(copy.deepcopy(layers[0]), name, same)

@@ -97,6 +97,18 @@ def test_moments_check_their_shapes():
         Moments(torch.zeros(1, 8), torch.zeros(1, 8, 8), (3, 3))
 
 
+def test_a_batch_of_nothing_changes_nothing():
+    conv, x = nn.Conv2d(2, 1, 3), torch.rand(2, 2, 8, 8)
+    collectors = [MomentsCollector(ConvGeometry.from_conv(conv)) for _ in range(2)]
+    collectors[0].add(x[:0], 100)
+    assert not collectors[0].count
+    for collector in collectors:
+        collector.add(x, 100)
+    collectors[0].add(x[:0], 100)
+    first, second = (collector.moments() for collector in collectors)
+    assert torch.equal(first.covariance, second.covariance)
+
+
 def test_nothing_collected():
     collector = MomentsCollector(ConvGeometry.from_conv(nn.Conv2d(1, 1, 3)))
     with pytest.raises(ValueError, match="no patches"):

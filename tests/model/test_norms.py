@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from tiny import conv, images
-from torch import nn
+from torch import fx, nn
 
 import convfactor
 from convfactor.model.finding import find
@@ -115,6 +117,40 @@ def test_another_normalization_may_be_chosen_in_the_next_call():
         torch.testing.assert_close(fast(x), model(x), rtol=1e-3, atol=1e-3)
 
 
+class Walks(nn.Module):
+    """Walks through a sequence by itself, and may leave it early."""
+
+    def __init__(self, layers):
+        super().__init__()
+        self.layers = layers
+
+    def forward(self, x, upto=None):
+        for i, layer in enumerate(self.layers):
+            x = layer(x)
+            if i == upto:
+                break
+        return x
+
+
+@pytest.mark.parametrize("layers", [
+    nn.Sequential(conv(), norm()),
+    nn.Sequential(nn.Sequential(conv()), nn.Sequential(norm())),
+    nn.Sequential(nn.Sequential(conv()), norm()),
+])  # fmt: skip
+def test_a_sequence_may_be_left_between_two_modules(layers):
+    model = Walks(layers).eval()
+    fast, plan = convfactor.optimize(model, images(), 1e-3, **OPTIONS)
+    assert plan.replaced
+    assert plan.entries[0].subject.norm == ""
+    for upto in (None, 0):
+        torch.testing.assert_close(fast(images(), upto), model(images(), upto), rtol=0, atol=2e-3)
+
+
+def test_a_sequence_in_a_sequence_that_is_walked_through_is_one():
+    model = Walks(nn.Sequential(nn.Sequential(conv(), norm()), nn.ReLU()))
+    assert site(model).subject.norm == "layers.0.1"
+
+
 @pytest.mark.parametrize("change", [
     lambda m: m.register_full_backward_hook(lambda *args: None),
     lambda m: setattr(m, "forward", m.forward),
@@ -186,3 +222,41 @@ def test_a_plan_is_of_its_normalization(tmp_path):
         plan.apply(model)
     with pytest.raises(convfactor.PlanMismatchError, match="no batch normalization '1'"):
         plan.apply(nn.Sequential(model[0], nn.ReLU()))
+
+
+class Skips(nn.Sequential):
+    """The same layers, whose forward reads what is between them."""
+
+    def forward(self, x):
+        return self[1](y := self[0](x)) + y
+
+
+class Tapped(fx.GraphModule):
+    """The same layers in a graph that gives what is between them as well."""
+
+    def __init__(self, model):
+        traced = fx.symbolic_trace(model)
+        first, *_, output = (n for n in traced.graph.nodes if n.op != "placeholder")
+        output.args = ((first, output.args[0]),)
+        super().__init__(traced, traced.graph)
+
+
+def hooked(model, which):
+    changed = copy.deepcopy(model)
+    changed[which].register_forward_hook(lambda module, args, output: None)
+    return changed
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (lambda m: Skips(*m), "folds 1 into it"),
+    (Tapped, "folds 1 into it"),
+    (lambda m: hooked(m, 1), "folds 1 into it"),
+    (lambda m: hooked(m, 0), "0 has hooks"),
+])  # fmt: skip
+def test_a_plan_is_refused_where_others_see_what_it_folds(change, message):
+    model = nn.Sequential(conv(), norm()).eval()
+    plan = convfactor.plan(model, images(), 1e-3, **OPTIONS)
+    assert plan.entries[0].subject.norm == "1"
+    plan.apply(fx.symbolic_trace(model))
+    with pytest.raises(convfactor.PlanMismatchError, match=message):
+        plan.apply(change(model))

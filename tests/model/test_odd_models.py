@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from tiny import Functional, conv, images, kernel
 from torch import Tensor, nn
+from torch.fx.immutable_collections import immutable_dict
 from torch.nn.utils import parametrizations, prune
 from torch.utils.checkpoint import checkpoint
 
@@ -630,6 +631,72 @@ def patched_layer():
     model = nn.Sequential(conv())
     model[0].forward = F.relu
     return model
+
+
+@case("does not take an image alone")
+class TakesAStyle(nn.Module):
+    class Modulated(nn.Conv2d):
+        def forward(self, x, style):
+            return F.conv2d(x, self.weight * (1 + style), padding=2)
+
+    def __init__(self):
+        super().__init__()
+        self.layer = self.Modulated(2, 2, 5)
+
+    def forward(self, x):
+        return self.layer(x, x.mean())
+
+
+@case("does not take an image alone: of 12 only")
+def asserts_its_size():
+    class Asserts(nn.Conv2d):
+        def forward(self, x):
+            assert x.shape[-1] == 12, "of 12 only"
+            return F.conv2d(x, self.weight / self.weight.norm(), padding=2)
+
+    return nn.Sequential(Asserts(2, 2, 5))
+
+
+@case("is no parameter or buffer of the model: it is computed")
+def has_no_weight():
+    class Generated(nn.Conv2d):
+        def __init__(self):
+            super().__init__(2, 2, 5)
+            del self.weight
+            self.basis = nn.Parameter(kernel())
+
+        def forward(self, x):
+            return F.conv2d(x, 2 * self.basis, padding=2)
+
+    return nn.Sequential(Generated())
+
+
+@case()
+def tells_its_size_as_an_int():
+    layer = conv()
+    layer.kernel_size = 5
+    return nn.Sequential(layer)
+
+
+@case()
+def holds_a_frozen_mapping():
+    model = nn.Sequential(conv())
+    model.options = immutable_dict({"layer": 1})
+    return model
+
+
+@case("a cascade|can't be set|raises")
+class ChangesItsDilation(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = conv()
+
+    def forward(self, x):
+        outputs = []
+        for rate in (1, 2):
+            self.layer.dilation, self.layer.padding = (rate, rate), (2 * rate, 2 * rate)
+            outputs.append(self.layer(x))
+        return outputs
 
 
 @case()

@@ -290,6 +290,35 @@ def test_a_model_that_was_not_planned_is_refused_and_left_alone(planned, spoil, 
     assert list(model.modules()) == modules
 
 
+def test_what_a_model_keeps_is_changed_in_place_and_only_where_it_must_be():
+    model = nn.Sequential(conv(), nn.ReLU())
+    shared = {model[0], "name"}
+    model.mine = model[1].its = shared
+    model.pair, model.other = (model[0], 1), ({"a": 1}, 2)
+    fast = rewritten(model)
+    assert fast.mine is fast[1].its
+    assert fast.mine == {fast[0], "name"}
+    assert fast.pair == (fast[0], 1)
+    assert isinstance(fast[0], CascadeConv2d)
+    assert shared == {model[0], "name"}
+
+
+@pytest.mark.parametrize("grads", [True, False])
+@pytest.mark.parametrize("layer", [
+    conv(),
+    nn.Conv1d(2, 2, 9),
+    nn.ConvTranspose2d(2, 2, 6, 2),
+    nn.utils.parametrizations.weight_norm(conv()),
+], ids=lambda layer: type(layer).__name__)  # fmt: skip
+def test_layers_are_trained_where_the_originals_are(layer, grads):
+    model = copy.deepcopy(nn.Sequential(layer).requires_grad_(grads))
+    x = images()[:, :, 0] if isinstance(layer, nn.Conv1d) else images()
+    with torch.no_grad():
+        fast, plan = convfactor.optimize(model, x, 0.9, objective="macs")
+    assert plan.replaced
+    assert {parameter.requires_grad for parameter in fast.parameters()} == {grads}
+
+
 def test_groups_stride_dilation_and_padding_modes():
     model = nn.Sequential(
         conv(groups=2, size=7, padding_mode="reflect"),

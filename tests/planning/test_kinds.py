@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -179,8 +180,26 @@ def test_the_layer_answers_as_a_transposed_convolution():
     torch.testing.assert_close(layer.bias, conv.bias, rtol=0, atol=1e-10)
     size = conv(x).shape[-2:]
     assert torch.equal(layer(x, output_size=size), layer(x))
-    with pytest.raises(ValueError, match="output_size must be"):
+    for change in itertools.product((-1, 0), (-1, 0)):
+        asked = [side + by for side, by in zip(size, change, strict=True)]
+        for image in (x, x[0]):
+            torch.testing.assert_close(
+                layer(image, output_size=asked), conv(image, output_size=asked), rtol=0, atol=1e-8
+            )
+    with pytest.raises(ValueError, match=r"output_size must be between .* and .*, got"):
         layer(x, output_size=[size[0] + 1, size[1]])
+
+
+def test_an_output_size_may_be_larger_than_that_of_the_module():
+    conv = exact(nn.ConvTranspose1d(2, 3, 21, 4, 3))
+    x = torch.randn(1, 2, 16, dtype=torch.float64)
+    fast, plan = convfactor.optimize(nn.Sequential(conv), x, 1e-6, **OPTIONS)
+    assert plan.replaced
+    for more in range(4):
+        size = [conv(x).shape[-1] + more]
+        torch.testing.assert_close(
+            fast[0](x, output_size=size), conv(x, output_size=size), rtol=0, atol=1e-8
+        )
 
 
 def test_eighty_taps_of_separable_structure_are_exact():

@@ -212,9 +212,35 @@ def test_models_are_timed_call_by_call():
     calls = Workload((ModelInputs.read(images()), ModelInputs.read(images(1))), (1, 3))
     models = [nn.Identity(), nn.ReLU()]
     first, second = time_models(models, calls, clock, 1.0)
-    assert [t.median for t in first] == [1 + 3e1, 1e4 + 3e5]
-    assert [t.median for t in second] == [1e2 + 3e3, 1e6 + 3e7]
+    assert [t.median for t in first.values()] == [1 + 3e1, 1e4 + 3e5]
+    assert [t.median for t in second.values()] == [1e2 + 3e3, 1e6 + 3e7]
+    assert [*first] == [*second] == ["as given", "channels_last"]
     assert ran == pytest.approx([float(images(i).sum()) for i in (0, 1)] * 4, rel=1e-5)
+
+
+class Views(nn.Sequential):
+    """Reads its features as LeNet and many others do, which channels_last does not allow."""
+
+    def forward(self, x):
+        return super().forward(x).view(len(x), -1)
+
+
+def test_a_model_is_timed_in_the_formats_in_which_it_runs():
+    def clock(calls, device, seconds, rounds):
+        return timings(*(1.0 + i for i, call in enumerate(calls) if call() is not None))
+
+    calls = Workload.of(ModelInputs.read(images()))
+    views, plain = time_models([Views(conv()), nn.Sequential(conv())], calls, clock, 1.0)
+    assert {name: t.median for name, t in views.items()} == {"as given": 1.0}
+    assert {name: t.median for name, t in plain.items()} == {"as given": 2.0, "channels_last": 3.0}
+
+
+@pytest.mark.parametrize("asked", [{"tolerance": 1e-3}, {"model_tolerance": 1e-3}])
+def test_a_model_that_views_its_features_is_planned(asked):
+    model = Views(conv(16, 16, 11)).eval()
+    x = images(channels=16, size=32)
+    fast, _ = convfactor.optimize(model, x, **asked)
+    torch.testing.assert_close(fast(x), model(x), rtol=1e-2, atol=1e-2)
 
 
 def test_shapes_are_timed_one_by_one_and_weighted():

@@ -128,7 +128,7 @@ def test_a_swapped_transform_is_replaced_without_stages(plan):
     assert entry.reason == "3.00x faster, by convfactor.wavelets with compiled kernels"
     assert str(shown).splitlines()[-1] == "1 of 1 wavelet transform replaced"
     (row,) = csv.DictReader(io.StringIO(shown.to_csv()))
-    assert (row["kind"], row["decision"], row["stages"]) == ("transform", "replaced", "")
+    assert (row["kind"], row["decision"], row["structure"]) == ("transform", "replaced", "")
     assert float(row["after_median_s"]) == 0.0041
     assert row["multiplies_per_output_pixel_before"] == row["bound_l_inf"] == ""
 
@@ -196,7 +196,7 @@ def test_the_csv_keeps_every_figure(plan, tmp_path):
         assert row["layer"] == entry.name
         decision = entry.decision
         assert (row["decision"], row["reason"]) == (decision.label, entry.reason)
-        assert row["stages"] == ("" if decision.structure is None else str(decision.structure))
+        assert row["structure"] == ("" if decision.structure is None else str(decision.structure))
         assert row["weight_sha256"] == entry.subject.fingerprint
         assert row["missed_tolerance"] == str(entry.missed)
     first, second, third = rows

@@ -50,10 +50,10 @@ def test_it_is_what_the_plan_holds(plan):
     }  # fmt: skip
     first, swapped, kept = found["layers"]
     decision = plan.entries[0].decision
-    assert (first["stages"], first["widths"]) == (str(decision.structure), [1])
+    assert (first["structure"], first["widths"]) == (str(decision.structure), [1])
     assert (first["error"], first["speedup"]) == (decision.error, 4.0)
     assert (first["multiplies_before"], first["multiplies_after"]) == (100, 36)
-    assert (swapped["decision"], swapped["stages"], swapped["error"]) == ("replaced", None, 2e-7)
+    assert (swapped["decision"], swapped["structure"], swapped["error"]) == ("replaced", None, 2e-7)
     assert (kept["decision"], kept["error"], kept["before_s"]) == ("kept", None, None)
     assert kept["reason"] == "no structure is faster"
 

@@ -292,6 +292,20 @@ def changed(change) -> nn.Module:
     return model
 
 
+def test_a_state_of_the_users_own_is_passed_by(tmp_path):
+    class Own(nn.Sequential):
+        def state_dict(self):
+            return {}
+
+        def load_state_dict(self, state):
+            raise AssertionError
+
+    model = Own(conv())
+    fast, _ = convfactor.optimize(model, images(), 1e-3, objective="macs")
+    convfactor.save(fast, tmp_path)
+    assert torch.equal(convfactor.load(tmp_path, Own(conv(seed=2)))(images()), fast(images()))
+
+
 def test_a_graph_asks_for_the_same_graph(tmp_path):
     convfactor.save(optimized(graph), tmp_path)
     with pytest.raises(PlanMismatchError, match=r"\(root\): the model has a Net, but a torch.fx g"):

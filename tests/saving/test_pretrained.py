@@ -52,7 +52,6 @@ def test_the_configuration_makes_the_model_that_is_loaded(fast, dtype, tmp_path)
     assert "convfactor.load(folder, model)" in saved["convfactor"]["note"]
     assert saved["architectures"] == ["ResNetForImageClassification"]
     assert saved["dtype"] == str(dtype).removeprefix("torch.")
-    assert not hasattr(fast.config, "convfactor")
 
     config = transformers.AutoConfig.from_pretrained(tmp_path)
     fresh = transformers.AutoModelForImageClassification.from_config(config).eval()
@@ -61,6 +60,20 @@ def test_the_configuration_makes_the_model_that_is_loaded(fast, dtype, tmp_path)
     assert torch.equal(loaded(x).logits, fast(x).logits)
     assert isinstance(loaded.resnet.embedder.embedder.convolution, CascadeConv2d)
     convfactor.save(loaded, tmp_path)  # again, as after training
+
+
+def test_a_result_tells_in_its_configuration_that_its_layers_were_exchanged(tmp_path):
+    model = resnet()
+    fast, plan = convfactor.optimize(model, images(size=32), 1e-3, objective="macs")
+    assert plan.replaced
+    fast.save_pretrained(tmp_path)  # past convfactor.save, as a trainer does
+    note = json.loads((tmp_path / "config.json").read_text())["convfactor"]["note"]
+    assert "from_pretrained can't" in note
+    convfactor.save(fast, tmp_path / "own")
+    loaded = convfactor.load(tmp_path / "own", resnet())
+    assert loaded.config.convfactor == fast.config.convfactor
+    for untouched in (model, plan.revert(fast, model), plan.without("*").apply(model)):
+        assert not hasattr(untouched.config, "convfactor")
 
 
 def test_from_pretrained_refuses_the_folder(fast, tmp_path):

@@ -11,7 +11,7 @@ from typing import Any
 import convfactor
 from convfactor.cli import kernel_arguments
 from convfactor.cli.examples import EXAMPLES
-from convfactor.cli.parsing import Parser, call, number, one_of, shape, whole
+from convfactor.cli.parsing import STREAM, Parser, call, number, one_of, shape, whole
 from convfactor.environment import usable_cores
 from convfactor.plans.settings import OBJECTIVES, STRUCTURES, TOLERANCE, Settings
 
@@ -71,8 +71,9 @@ def _describe_show(show: Parser) -> None:
     show.add_argument("folder", type=Path, metavar="FOLDER", help="where a plan was saved")
     for name, what in REPORTS.items():
         show.add_argument(
-            f"--{name}", metavar="FILE",
-            help=f"write {what} as well; - for stdout, in place of the table; default: not written",
+            f"--{name}", metavar="FILE", nargs="?", const=STREAM,
+            help=f"write {what} as well; without FILE or with - to stdout, in place of the table; "
+            "default: not written",
         )  # fmt: skip
     show.add_argument(
         "--model", metavar=MODEL,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ from convfactor.cli.kernel_arguments import check_bench, check_kernel
 from convfactor.cli.parsing import DEVICE, DTYPE, STREAM
 from convfactor.errors import did_you_mean
 from convfactor.plans.settings import Settings
+
+# Words of English, but for what is said of a budget.
+BUDGETS = re.compile(r"(?<![-\w])(tolerance|evaluate|refine)\b(?![(])")
 
 
 def check(options: Namespace) -> None:
@@ -40,7 +44,10 @@ def _check_plan(options: Namespace, given: dict[str, Any]) -> None:
     if "evaluate" in given:
         split("--evaluate", options.evaluate)
     judge = {"evaluate": "psnr"} if options.command == "demo" else {}
-    Settings(**{**asked(options), **judge})
+    try:
+        Settings(**{**asked(options), **judge})
+    except ValueError as error:
+        raise ValueError(BUDGETS.sub(r"--\1", str(error))) from error
     if options.workers < 1:
         raise ValueError(f"--workers must be at least 1, got {options.workers}")
     if given.get("refine") and "calibration" not in given:

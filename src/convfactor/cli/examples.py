@@ -30,7 +30,9 @@ filters, with what they are by default, in pixels and degrees:
   log:size=9,sigma=1.4
   binomial:size=5
   gabor:size=15,wavelength=6,angle=45,sigma=3,aspect=1,phase=0
-  near_sym_a:lh and other wavelets of pytorch_wavelets, with ll, lh, hl or hh""",
+  near_sym_a:lh and other wavelets of pytorch_wavelets, with ll, lh, hl or hh
+where sigma is left out, it is a sixth of the size of a gaussian, and half the
+wavelength of a gabor""",
     "bench": """\
   convfactor bench 64x32x9x9 --size 256
   convfactor bench 64x1x31x31 --groups 64 --size 128x192 --batch 8

@@ -26,6 +26,8 @@ from convfactor.cli.messages import told
 from convfactor.cli.parsing import STREAM, piped
 from convfactor.errors import did_you_mean
 
+LIBRARY = sys.stdlib_module_names
+
 
 def read_device(text: str) -> torch.device:
     """Read a device that is there.
@@ -50,7 +52,8 @@ def _named(text: str, what: str) -> Any:
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        near = did_you_mean(module_name, _modules(module_name))
+        absent = f"{module_name}.".startswith(f"{error.name}.")  # not what the module imports
+        near = did_you_mean(module_name, _modules(module_name)) if absent else ""
         raise ValueError(f"{what} {text!r} can't be imported: {told(error)}{near}") from error
     except (Exception, SystemExit) as error:  # whatever the user's module raises
         raise ValueError(f"{what} {text!r} can't be imported: {told(error)}") from error
@@ -64,13 +67,14 @@ def _named(text: str, what: str) -> Any:
 
 
 def _modules(name: str) -> list[str]:
-    """The modules beside one that is not there."""
+    """The modules beside one that is not there; in Python's own library is no model."""
     package, _, _ = name.rpartition(".")
     try:
         path = importlib.import_module(package).__path__ if package else None
     except Exception:  # the package is what is not there
         return []
-    return [f"{package}.{m.name}" if package else m.name for m in pkgutil.iter_modules(path)]
+    names = (m.name for m in pkgutil.iter_modules(path) if path or m.name not in LIBRARY)
+    return [f"{package}.{name}" if package else name for name in names]
 
 
 def _function(text: str, what: str) -> Callable[..., Any]:

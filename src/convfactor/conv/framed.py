@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from convfactor.conv.fixed import FixedModule
 from convfactor.conv.forms import Form
 from convfactor.conv.geometry import ConvGeometry
 from convfactor.conv.layer import CascadeConv2d
 from convfactor.conv.weights import ComposedWeight
 
 
-class CascadeConvNd(nn.Module):
+class CascadeConvNd(FixedModule):
     """Run a cascade in place of a convolution that is no plain ``nn.Conv2d``.
 
     That is of ``nn.Conv1d``, ``nn.ConvTranspose1d`` or ``nn.ConvTranspose2d``, or of a module that
@@ -45,13 +47,15 @@ class CascadeConvNd(nn.Module):
         self.in_channels = geometry.in_channels
         self.out_channels = form.out_channels(geometry)
         self.kernel_size = form.kernel_size(geometry)
-        self.stride = (geometry.stride if own is None else own.stride)[cut]
+        steps: Sequence[int] = geometry.stride if own is None else own.stride
+        added: Sequence[int] = (0, 0) if own is None else own.output_padding
+        self.stride = tuple(steps[cut])
         self.dilation = geometry.dilation[cut]
         self.groups = geometry.groups
         self.padding_mode = geometry.padding_mode
         self.transposed = own is not None
         self.padding = geometry.padding[: form.dims] if own is None else own.padding[cut]
-        self.output_padding = (0,) * form.dims if own is None else own.output_padding[cut]
+        self.output_padding = tuple(added[cut])
 
     @property
     def geometry(self) -> ConvGeometry:
@@ -85,25 +89,34 @@ class CascadeConvNd(nn.Module):
 
         Args:
             input: (N, C_in, ...) or (C_in, ...).
-            output_size: As for torch's transposed convolutions: it must be the one that the
-                ``output_padding`` gives that the layer was made with.
+            output_size: As for torch's transposed convolutions, where it chooses among the sizes
+                that one size of the input may have come from.
 
         Returns:
             What the original convolution gives.
 
         Raises:
-            ValueError: Another size is asked for.
+            ValueError: A size is asked for that no ``output_padding`` gives.
         """
         output = self.convolve(input, None)
         if output_size is None:
             return output
-        sides = tuple(output.shape[-self.form.dims :])
-        if tuple(output_size)[-self.form.dims :] != sides:
+        dims = self.form.dims
+        sides, wanted = tuple(output.shape[-dims:]), tuple(output_size)[-dims:]
+        if wanted == sides:
+            return output
+        least = [side - more for side, more in zip(sides, self.output_padding, strict=True)]
+        most = [side + step - 1 for side, step in zip(least, self.stride, strict=True)]
+        if len(wanted) != dims or not all(map(_between, least, wanted, most)):
             raise ValueError(
-                f"output_size must be {sides}, for which the layer was planned, got "
-                f"{tuple(output_size)}; plan anew with select leaving the layer out"
+                f"output_size must be between {tuple(least)} and {tuple(most)}, got "
+                f"{tuple(output_size)}"
             )
-        return output
+        # What the original computes beyond the size is what zeros behind the input give.
+        longer = self.convolve(F.pad(input, (0, 1) * dims), None)
+        for axis, side in enumerate(wanted, -dims):
+            longer = longer.narrow(axis, 0, side)
+        return longer.contiguous()
 
     def convolve(self, input: Tensor, bias: Tensor | None) -> Tensor:
         """Apply the cascade as a functional call does, which brings its own bias."""
@@ -119,6 +132,11 @@ class CascadeConvNd(nn.Module):
         kind = "transposed, " if self.transposed else ""
         parts = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"
         return f"{kind}{parts}, stride={self.stride}"
+
+
+def _between(least: int, value: int, most: int) -> bool:
+    """Whether a number is in a range."""
+    return least <= value <= most
 
 
 Layer = CascadeConv2d | CascadeConvNd

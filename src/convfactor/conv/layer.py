@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from convfactor.conv import formats
 from convfactor.conv.cascade import Cascade, Factorized
 from convfactor.conv.fitting import Zeros, check_fit, kernel_on_taps
+from convfactor.conv.fixed import FixedModule
 from convfactor.conv.forms import PLAIN
 from convfactor.conv.geometry import ConvGeometry
 from convfactor.conv.structure import Structure
@@ -24,7 +25,7 @@ _FORMATS = ("memory_format", "output_format")
 L = TypeVar("L", bound="CascadeConv2d")
 
 
-class CascadeConv2d(nn.Module):
+class CascadeConv2d(FixedModule):
     """Run a cascade in place of one ``nn.Conv2d``: same call, same output size, exact borders.
 
     The input is padded once by the original amount in the original mode; then it is extended with

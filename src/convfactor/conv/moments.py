@@ -167,6 +167,8 @@ class MomentsCollector:
             ValueError: The layer does not accept the input.
         """
         sample = self._sample(x.detach(), patches).to(torch.float64)
+        if not sample.shape[1]:
+            return  # a batch of nothing, which would have no mean
         if self._shift is None or self._sum is None or self._products is None:
             # Sums about a first estimate of the mean lose no digits to a large mean.
             self._shift = sample.mean(1, keepdim=True)

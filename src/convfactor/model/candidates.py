@@ -181,12 +181,15 @@ def dtype_obstacle(weight: Tensor) -> Reason | None:
 
 
 def _kernel_size(module: nn.Module) -> tuple[int, ...] | None:
-    """Taps of a convolution module; None for other modules."""
+    """Taps of a convolution module; None for other modules, and those that hold no weight."""
+    known = is_convolution(module)
     if isinstance(module, torch.jit.ScriptModule):
         known = module.original_name in {kind.__name__ for kind in (*IMAGES, *VOLUMES)}
-        return tuple(module.weight.shape[2:]) if known else None
-    size: Any = module.kernel_size if is_convolution(module) else None
-    return None if size is None else tuple(size)
+    weight: Any = getattr(module, "weight", None) if known else None
+    if isinstance(weight, UninitializedParameter):
+        size: Any = module.kernel_size
+        return tuple(size)
+    return tuple(weight.shape[2:]) if isinstance(weight, Tensor | ComposedWeight) else None
 
 
 def _obstacle(module: nn.Module) -> Reason | None:

@@ -133,15 +133,23 @@ def _call(module: nn.Module, form: Form, image: Tensor) -> Effective:
     """Run a module on an image, and read what it computed."""
     x = image.squeeze(-2) if form.dims == 1 else image
     with _Recorder() as recorder:
-        output = module(x)
+        try:
+            output = module(x)
+        except Exception as error:  # whatever a user's forward raises
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise NotPlainError(f"its forward does not take an image alone: {reason}") from error
     if len(recorder.calls) != 1:
         raise NotPlainError(f"its forward calls {len(recorder.calls)} convolutions")
     call = recorder.calls[0]
     if call.geometry is None or call.form != form:
         raise NotPlainError(call.obstacle or "its forward calls another kind of convolution")
     geometry = _padded(image, form.input(call.input), call.geometry)
-    weight = call.weight.detach().clone()
-    bias = None if call.bias is None else call.bias.detach().clone()
+    trains = any(parameter.requires_grad for parameter in module.parameters())
+    weight, bias = (
+        None if value is None else value.detach().clone().requires_grad_(trains)
+        for value in (call.weight, call.bias)
+    )
+    assert weight is not None
     same = isinstance(output, Tensor) and output.shape[:1] == x.shape[:1]
     if not same or not close(output, form.convolve(x, weight, bias, geometry)):
         raise NotPlainError("it computes more than its convolution")

@@ -18,7 +18,7 @@ from convfactor.conv.framed import Layer
 from convfactor.conv.scales import Scales
 from convfactor.model import graphs
 from convfactor.model.candidates import Candidate, dtype_obstacle, unsupported
-from convfactor.model.folding import neighbours
+from convfactor.model.folding import neighbours, runs
 from convfactor.model.norms import can_fold
 from convfactor.model.pads import PADS, zeros_of
 from convfactor.model.reasons import Reason
@@ -55,6 +55,8 @@ class Finder(Watcher[Candidate]):
         self._tensors = {id(tensor): name for name, tensor in tensors}
         self._named = dict(tensors)
         self._around: Surroundings[Candidate] = Surroundings(tensors)
+        # Modules that were called past the sequence or graph that holds them.
+        self._astray: set[int] = set()
         self._special = {
             id(model.get_submodule(one.owners[0])): one for one in sites if one.special
         }
@@ -141,7 +143,7 @@ class Finder(Watcher[Candidate]):
 
     def look_around(self) -> None:
         """Note what scales the channels of the sites, and the normalizations to fold into them."""
-        certain = neighbours(self.model)
+        certain = neighbours(self.model, self._astray)
         for site in self.sites:
             own = id(self.model.get_submodule(site.owners[0]))
             module = site.kind == "module" and len(site.owners) == 1
@@ -164,6 +166,8 @@ class Finder(Watcher[Candidate]):
             self._around.padded(module, output)
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not runs(self.inside, module):
+            self._astray.add(id(module))
         super()._enter(module, args, kwargs)
         site = self._modules.get(id(module))
         if site is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch.nn.modules.module as torchs
@@ -37,29 +37,43 @@ def untouched(module: nn.Module) -> bool:
     return not any(hooks(module)) and "forward" not in vars(module)
 
 
-def neighbours(model: nn.Module) -> set[tuple[int, int]]:
+def neighbours(model: nn.Module, astray: Collection[int] = ()) -> set[tuple[int, int]]:
     """Numbers of modules of which the second always reads all that the first one gives.
 
     Those are neighbours in a sequence or a graph, with no other place in the model. What a forward
     of its own calls today, it may leave out for another input.
+
+    Args:
+        model: The model.
+        astray: Numbers of modules that were called past the sequence or graph that holds them.
     """
     places = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
-    pairs = (pair for module in model.modules() for pair in (*_in_row(module), *_in_graph(module)))
-    return {(id(a), id(b)) for a, b in pairs if places[id(a)] == places[id(b)] == 1}
+    alone = {number for number, count in places.items() if count == 1 and number not in astray}
+    found = set()
+    for module in model.modules():
+        rows = itertools.pairwise(_row(module, alone)) if _is_row(module) else ()
+        found |= {(id(a), id(b)) for a, b in (*rows, *_in_graph(module))}
+    return {(a, b) for a, b in found if a in alone and b in alone}
 
 
-def _in_row(module: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
-    """Neighbours in a sequence."""
-    return itertools.pairwise(_row(module))
+def runs(caller: nn.Module, module: nn.Module) -> bool:
+    """Whether a module is called by the sequence or the graph that holds it, in its turn."""
+    in_row = type(caller) is nn.Sequential and any(part is module for part in caller.children())
+    return in_row or isinstance(caller, fx.GraphModule)
 
 
-def _row(module: nn.Module) -> Iterator[nn.Module]:
-    """What runs one after the other where a module runs."""
-    if type(module) is nn.Sequential and untouched(module):
-        for part in module:
-            yield from _row(part)
-    else:
-        yield module
+def _is_row(module: nn.Module) -> bool:
+    """Whether a module runs its children one after the other, and nothing else."""
+    return type(module) is nn.Sequential and untouched(module)
+
+
+def _row(module: nn.Module, alone: Collection[int]) -> Iterator[nn.Module]:
+    """What runs one after the other where a sequence runs."""
+    for part in module.children():
+        if _is_row(part) and id(part) in alone:
+            yield from _row(part, alone)
+        else:
+            yield part
 
 
 def _in_graph(module: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -10,21 +11,40 @@ from torch import Tensor, fx, nn
 from convfactor.conv.forms import of_module
 from convfactor.errors import PlanMismatchError
 from convfactor.model import transforms
-from convfactor.model.candidates import is_convolution
+from convfactor.model.candidates import is_convolution, is_special
 from convfactor.model.digests import fingerprint
 from convfactor.model.effective import Effective, effective, state_digest
+from convfactor.model.folding import neighbours, untouched
 from convfactor.model.norms import NORMS, Affine, with_norm, with_scales
 from convfactor.model.pads import zeros_of
 from convfactor.model.sites import Subject
 from convfactor.model.transforms import is_transform
 
 
-def check(model: nn.Module, subject: Subject) -> None:
-    """Compare the weights of a layer with the planned ones.
+def check_all(model: nn.Module, subjects: Iterable[Subject]) -> Iterator[PlanMismatchError | None]:
+    """Compare layers with the planned ones: their weights, what is folded into them, their hooks.
 
-    Raises:
-        PlanMismatchError: It is missing, or has other weights.
+    Args:
+        model: The model.
+        subjects: The layers.
+
+    Yields:
+        What is wrong with each, or None.
     """
+    pairs: set[tuple[int, int]] | None = None
+    for subject in subjects:
+        if pairs is None and (subject.norm or subject.pad):
+            pairs = neighbours(model)
+        try:
+            _check(model, subject)
+            _check_around(model, subject, pairs or set())
+            yield None
+        except PlanMismatchError as error:
+            yield error
+
+
+def _check(model: nn.Module, subject: Subject) -> None:
+    """Compare the weights of a layer with the planned ones."""
     if subject.kind == "transform":
         _check_transform(model, subject)
         return
@@ -58,6 +78,32 @@ def check(model: nn.Module, subject: Subject) -> None:
                 f"not the weight that was planned, in {subject.dtype}{scaled}; load the planned "
                 "weights in that dtype, or plan anew"
             )
+
+
+def _check_around(model: nn.Module, subject: Subject, pairs: Collection[tuple[int, int]]) -> None:
+    """Refuse what would be lost, or done in a place where it was not, with a layer."""
+    if subject.kind != "module":
+        return
+    for owner in owners(model, subject):
+        conv = model.get_submodule(owner)
+        if not subject.computed and is_special(conv):
+            raise PlanMismatchError(
+                f"layer {subject.name}: {owner} has hooks or a forward of its own, which it had "
+                "not when it was planned; remove them, or plan anew"
+            )
+        beside = []
+        if subject.norm:
+            norm = norm_of(model, subject)
+            beside.append((subject.norm, (id(conv), id(norm)), untouched(norm)))
+        if subject.pad:
+            pad = pad_of(model, subject)
+            beside.append((subject.pad, (id(pad), id(conv)), untouched(pad)))
+        for name, pair, alone in beside:
+            if pair not in pairs or not alone:
+                raise PlanMismatchError(
+                    f"layer {subject.name}: the plan folds {name} into it, but in this model "
+                    f"{name} has hooks, or others read what is between the two; plan anew"
+                )
 
 
 def _with_surroundings(found: str, model: nn.Module, subject: Subject) -> str:

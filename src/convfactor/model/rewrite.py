@@ -21,6 +21,7 @@ from convfactor.model import graphs, planned, transforms
 from convfactor.model.effective import Effective
 from convfactor.model.norms import Affine, FoldedNorm
 from convfactor.model.pads import FoldedPad
+from convfactor.model.pretrained import annotated
 from convfactor.model.sites import Subject
 
 # Makes a layer in place of the weight and the bias of a plain convolution.
@@ -51,8 +52,9 @@ def apply(model: nn.Module, exchanges: Sequence[Exchange]) -> nn.Module:
         PlanMismatchError: A layer is missing, or its weight is not the planned one; found before
             anything is changed.
     """
-    for exchange in exchanges:
-        planned.check(model, exchange.subject)
+    for wrong in planned.check_all(model, [exchange.subject for exchange in exchanges]):
+        if wrong is not None:
+            raise wrong
     new: dict[nn.Module, nn.Module] = {}
     functional = []
     for subject, make in ((exchange.subject, exchange.make) for exchange in exchanges):
@@ -72,7 +74,7 @@ def apply(model: nn.Module, exchanges: Sequence[Exchange]) -> nn.Module:
     model = swap(model, new)
     for subject, make, weight in functional:
         model = _factorize_calls(model, subject, make, weight)
-    return model
+    return annotated(model)
 
 
 def _cascades(model: nn.Module, subject: Subject, make: Make) -> dict[nn.Module, nn.Module]:
@@ -94,10 +96,17 @@ def _cascades(model: nn.Module, subject: Subject, make: Make) -> dict[nn.Module,
 def _made(conv: Effective, make: Make, norm: nn.Module | None = None) -> Layer:
     """Make the layer that takes the place of a convolution and the normalization behind it."""
     form = conv.form
-    weight, bias = form.weight(conv.weight, conv.geometry.groups), form.bias(conv.bias)
+    weight = _like(conv.weight, form.weight(conv.weight, conv.geometry.groups))
+    bias = None if conv.bias is None else _like(conv.bias, form.bias(conv.bias))
     if norm is not None:
         weight, bias = Affine.of(norm).folded(weight, bias, form)
     return framed(make(weight, bias), form)
+
+
+def _like(original: Tensor, plain: Tensor | None) -> Tensor:
+    """What was made of a tensor, to be trained where that is, also where no gradients are kept."""
+    assert plain is not None
+    return plain.detach().requires_grad_(original.requires_grad)
 
 
 def swap(model: nn.Module, new: dict[nn.Module, nn.Module]) -> nn.Module:
@@ -122,17 +131,26 @@ def _exchange(model: nn.Module, new: dict[int, Any]) -> None:
         if isinstance(value, (list, dict)) and id(value) not in entered:
             entered.add(id(value))
             for key in range(len(value)) if isinstance(value, list) else list(value):
-                value[key] = exchanged(value[key])
-        elif isinstance(value, tuple) and hasattr(value, "_fields"):
-            return type(value)(*map(exchanged, value))
-        elif type(value) in (tuple, set):
-            return type(value)(map(exchanged, value))
+                after = exchanged(value[key])
+                if after is not value[key]:
+                    value[key] = after
+        elif type(value) is set:
+            for part in [*value]:
+                after = exchanged(part)
+                if after is not part:
+                    value.remove(part)
+                    value.add(after)
+        elif isinstance(value, tuple) and (type(value) is tuple or hasattr(value, "_fields")):
+            parts = [*map(exchanged, value)]
+            if any(after is not part for after, part in zip(parts, value, strict=True)):
+                return tuple(parts) if type(value) is tuple else type(value)(*parts)
         return value
 
     for module in model.modules():
         for name, value in vars(module).items():
-            if name not in ("_modules", "_parameters", "_buffers"):
-                vars(module)[name] = exchanged(value)
+            after = value if name in ("_modules", "_parameters", "_buffers") else exchanged(value)
+            if after is not value:
+                vars(module)[name] = after
 
 
 def _factorize_calls(model: nn.Module, subject: Subject, make: Make, weight: Tensor) -> nn.Module:

@@ -15,8 +15,7 @@ from torch import nn
 from torch.export import ExportedProgram
 from torch.utils._pytree import tree_structure
 
-from convfactor.conv.formats import FORMATS
-from convfactor.errors import PlanMismatchError, ToleranceError
+from convfactor.errors import ToleranceError
 from convfactor.latency import Clock, compare
 from convfactor.model import planned, programs
 from convfactor.model.copies import copied, isolated, quiet, told
@@ -181,10 +180,10 @@ class Job:
 
     def _unchanged(self, chosen: Plan) -> Plan:
         """Keep the layers whose weight is not the user's, since a run has changed it."""
-        for i in chosen.replaced:
-            try:
-                planned.check(self.original, chosen.entries[i].subject)
-            except PlanMismatchError:
+        subjects = [chosen.entries[i].subject for i in chosen.replaced]
+        wrongs = planned.check_all(self.original, subjects)
+        for i, wrong in zip(chosen.replaced, wrongs, strict=True):
+            if wrong is not None:
                 text = "its weight is made or changed by the forward; run the model once before"
                 short = "its weight is made by the forward"
                 chosen = chosen.keeping(i, Reason("unsupported", short, text))
@@ -214,8 +213,8 @@ class Job:
         if self.settings.objective == "macs":
             return WholeModel(errors, None, None, "as given")
         times = time_models([self.model, fast], self.inputs, self.clock, WHOLE_SECONDS)
-        before = min(times[0], key=lambda t: t.median)
-        after, name = min(zip(times[1], FORMATS, strict=True), key=lambda p: p[0].median)
+        before = min(times[0].values(), key=lambda t: t.median)
+        name, after = min(times[1].items(), key=lambda p: p[1].median)
         return WholeModel(errors, before, after, name)
 
 

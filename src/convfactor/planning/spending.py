@@ -110,7 +110,7 @@ class Spender:
         if self.prepared.plan.settings.objective == "macs" or not layers:
             return layers
         (timings,) = time_models([self.model], self.inputs, self.clock, WHOLE_SECONDS)
-        return max(min(timing.median for timing in timings), layers)
+        return max(min(timing.median for timing in timings.values()), layers)
 
     def _effects(self) -> list[Effect]:
         """Find out what the error of each layer does to the model, exchanged alone."""

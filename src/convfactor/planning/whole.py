@@ -1,13 +1,13 @@
-"""What whole models take, in both memory formats."""
+"""What whole models take, in the memory formats in which they run."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
 
-from convfactor.conv.formats import FORMATS
+from convfactor.conv.formats import FORMATS, MemoryFormat
 from convfactor.latency import FEWEST_ROUNDS, Clock, Timing, weighted
 from convfactor.model.formats import in_format
 from convfactor.model.inputs import Workload
@@ -15,7 +15,7 @@ from convfactor.model.inputs import Workload
 
 def time_models(
     models: Sequence[nn.Module], inputs: Workload, clock: Clock, seconds: float
-) -> list[tuple[Timing, ...]]:
+) -> list[dict[MemoryFormat, Timing]]:
     """Time all calls of a workload, each by itself, and sum them up by their weights.
 
     Args:
@@ -25,13 +25,33 @@ def time_models(
         seconds: About how long to measure in all.
 
     Returns:
-        The times of each model, in the order of ``FORMATS``.
+        The times of each model, as given and in every other format in which it runs at all:
+        ``x.view(len(x), -1)`` does not in channels_last.
     """
-    pairs = [in_format(models, inputs, name) for name in FORMATS]
-    calls = [call for twins, given in pairs for model in twins for call in given.runs(model)]
+    calls: list[Callable[[], object]] = []
+    timed: list[tuple[int, MemoryFormat]] = []
+    for name in FORMATS:
+        twins, given = in_format(models, inputs, name)
+        for i, twin in enumerate(twins):
+            runs = given.runs(twin)
+            if name == "as given" or _run(runs):
+                calls += runs
+                timed.append((i, name))
     device = next((t.device for t in inputs.tensors), torch.device("cpu"))
     timings = clock(calls, device, seconds, FEWEST_ROUNDS)
     size = len(inputs.calls)
-    starts = range(0, len(timings), size)
-    sums = [weighted(timings[i : i + size], inputs.weights) for i in starts]
-    return [tuple(sums[i :: len(models)]) for i in range(len(models))]
+    found: list[dict[MemoryFormat, Timing]] = [{} for _ in models]
+    for start, (i, name) in enumerate(timed):
+        own = timings[start * size : (start + 1) * size]
+        found[i][name] = weighted(own, inputs.weights)
+    return found
+
+
+def _run(calls: Sequence[Callable[[], object]]) -> bool:
+    """Whether all calls of a model can be made."""
+    try:
+        for call in calls:
+            call()
+    except Exception:  # whatever a user's forward raises
+        return False
+    return True

@@ -223,7 +223,7 @@ class Entry:
 
     @property
     def missed(self) -> bool:
-        """Whether it is kept because nothing fast enough met the tolerance."""
+        """Whether it is kept because it could not be replaced within the tolerance."""
         return isinstance(self.decision, Kept) and self.decision.reason.missed
 
     @property

@@ -26,7 +26,14 @@ def hints(plan: Decisions) -> list[str]:
 
 def _uncalibrated(plan: Decisions) -> list[str]:
     """What calibration would do."""
-    kept = [e for e in plan.entries if e.subject.kind != "transform" and (e.missed or e.budgeted)]
+    errors = ("tolerance", "budget", "time")
+    kept = [
+        e
+        for e in plan.entries
+        if isinstance(e.decision, Kept)
+        and e.decision.reason.code in errors
+        and e.subject.kind != "transform"
+    ]
     if plan.calibrated or not kept:
         return []
     layers = counted(len(kept), "layer is", "layers are")

@@ -11,12 +11,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from convfactor import terminal
 from convfactor.conv.geometry import ConvGeometry
 from convfactor.plans.circumstances import Environment
 from convfactor.plans.decisions import Cost, Tried
 from convfactor.plans.words import counted, sides, spread
-
-WIDTH = 80
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,7 @@ class Worth:
             "pays": self.pays,
             "families": [
                 {
-                    "stages": price.name,
+                    "structure": price.name,
                     "fastest": _offer(price.fastest),
                     "widest": [
                         {"from_speedup": speedup, **_offer(tried)}
@@ -119,14 +118,16 @@ class Worth:
         if not self.prices:
             return []
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-        table.add_column("stages", overflow="fold", max_width=28)
+        table.add_column("stages", overflow="fold")
         table.add_column("at best", justify="right", no_wrap=True)
         for speedup in self.speedups:
             table.add_column(f"widest at {speedup:g}x", overflow="fold")
         for price in self.prices:
             table.add_row(price.name, _times(price.fastest.cost), *map(_widths, price.widest))
         buffer = io.StringIO()
-        Console(file=buffer, width=WIDTH, color_system=None, force_jupyter=False).print(table)
+        Console(file=buffer, width=terminal.width(), color_system=None, force_jupyter=False).print(
+            table
+        )
         return [line.rstrip() for line in buffer.getvalue().splitlines()]
 
     def _verdict(self) -> list[str]:
@@ -136,10 +137,10 @@ class Worth:
         fastest = self.best.fastest
         best = f"at best {fastest.cost}, by {fastest.structure}"
         if not self.pays:
-            return textwrap.wrap(f"not worth it here: {best}", WIDTH)
+            return textwrap.wrap(f"not worth it here: {best}", terminal.width())
         text = f"worth it here where the widths are enough for the error: {best}"
         more = "which they are depends on the weights: convfactor factorize and optimize tell"
-        return [*textwrap.wrap(text, WIDTH), more]
+        return [*textwrap.wrap(text, terminal.width()), more]
 
     def _doubt(self) -> list[str]:
         """That other work ran beside this."""

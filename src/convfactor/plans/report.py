@@ -64,7 +64,7 @@ COLUMNS = {
     "decision": "decision.label",
     "reason": "decision.why",
     "missed_tolerance": "missed",
-    "stages": "decision.structure",
+    "structure": "decision.structure",
     "memory_format": "decision.memory_format",
     "relative_error": "decision.error",
     "relative_error_worst_batch": "decision.errors.worst_batch",

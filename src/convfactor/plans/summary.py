@@ -55,7 +55,7 @@ def _layer(entry: Entry) -> dict[str, Any]:
         "name": entry.name,
         "kernel_size": list(entry.subject.kernel_size),
         "decision": decision.label,
-        "stages": None if structure is None else str(structure),
+        "structure": None if structure is None else str(structure),
         "widths": None if structure is None else list(structure.widths),
         "error": _finite(decision.error),
         **_times(None if cost is None else cost.before, None if cost is None else cost.after),

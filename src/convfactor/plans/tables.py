@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Mapping, Sequence
+from typing import TextIO
 
 from rich import box
 from rich.cells import cell_len, chop_cells
@@ -85,9 +86,14 @@ def to_text(plan: Decisions, width: int | None = None, colours: bool = False) ->
     )
 
 
-def show(plan: Decisions) -> None:
-    """Print a plan, in colours where stdout is a terminal that has them."""
-    print(to_text(plan, colours=terminal.has_colours()))
+def show(plan: Decisions, file: TextIO | None = None) -> None:
+    """Print a plan, in colours where it goes to a terminal that has them.
+
+    Args:
+        plan: What to show.
+        file: Where it goes; None for stdout.
+    """
+    print(to_text(plan, terminal.width(file), terminal.has_colours(file)), file=file)
 
 
 def fitted(rows: Sequence[Row], width: int) -> dict[str, int]:

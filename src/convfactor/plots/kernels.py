@@ -62,7 +62,7 @@ def plot_kernels(
         >>> kernel = torch.ones(7, 7)
         >>> figure = plots.plot_kernels(kernel, factorize(kernel, stages=2))
         >>> [axis.get_title() for axis in figure.axes][:1]
-        ['target']
+        ['original']
     """
     if error_scale is not None and not (error_scale > 0 and math.isfinite(error_scale)):
         raise ValueError(f"error_scale must be a positive number, got {error_scale!r}")
@@ -81,7 +81,7 @@ def plot_kernels(
     if error_scale is None:
         error_scale = magnification(float(np.abs(error).max()), limit)
     for axis, name, values in (
-        (first, "target", shown.target),
+        (first, "original", shown.target),
         (last_but_one, "composed", shown.composed),
         (last, magnified(error_scale), error_scale * error),
     ):
@@ -89,7 +89,7 @@ def plot_kernels(
         axis.set_title(name)
     figure.colorbar(image, ax=axes, shrink=0.8, aspect=25, pad=0.01)
     for i, (axis, kernels) in enumerate(zip(between, stages, strict=True)):
-        _draw_stage(axis, kernels, f"factor {i + 1}")
+        _draw_stage(axis, kernels, f"stage {i + 1}")
     figure.suptitle(str(shown) if title is None else title)
     return figure
 

@@ -50,7 +50,7 @@ def plot_response(
         >>> kernel = torch.ones(7, 7)
         >>> figure = plots.plot_response(kernel, factorize(kernel, stages=2))
         >>> [axis.get_title() for axis in figure.axes][:3]
-        ['target', 'cascade', 'difference']
+        ['original', 'cascade', 'difference']
     """
     if scale not in ("log", "linear"):
         raise ValueError(f"scale must be 'log' or 'linear', got {scale!r}")
@@ -75,7 +75,7 @@ def plot_response(
         for axis, values in zip(axes[part], panels[part], strict=True):
             image = axis.imshow(values, cmap=MAGNITUDE, vmin=low, vmax=high, extent=extent)
         figure.colorbar(image, ax=list(axes[part]), shrink=0.85, label=label)
-    for axis, name in zip(axes, ("target", "cascade", "difference"), strict=True):
+    for axis, name in zip(axes, ("original", "cascade", "difference"), strict=True):
         axis.set_xticks([-0.5, 0, 0.5])
         axis.set_yticks([-0.5, 0, 0.5])
         axis.set_title(name)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from convfactor.errors import kind_of
 from convfactor.model.copies import copied
 from convfactor.model.digests import digest
+from convfactor.model.pretrained import is_pretrained
 from convfactor.model.sites import inside
 from convfactor.plans import storage
 from convfactor.plans.records import LARGEST, converter, opened, sealed, told
@@ -72,7 +73,7 @@ def save(model: nn.Module, folder: str | os.PathLike[str]) -> None:
             f"model must take at most {LARGEST} characters of JSON, got {len(text)}; save parts "
             "of it by themselves"
         )
-    if pretrained.is_pretrained(model):
+    if is_pretrained(model):
         pretrained.check_folder(path)
         path.mkdir(parents=True, exist_ok=True)
         pretrained.save_configuration(model, path)

@@ -1,26 +1,15 @@
-"""Models of transformers: their configuration, with a note that from_pretrained does not apply."""
+"""Folders of models of transformers: the configuration beside the weights."""
 
 from __future__ import annotations
 
 import copy
-import sys
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from convfactor.model.pretrained import NOTE
 
-NOTE = (
-    "layers of this model were exchanged: make the model from this configuration and load it with "
-    "convfactor.load(folder, model); from_pretrained can't"
-)
 # What from_pretrained would take for the weights of this model.
 PATTERNS = ("model*.safetensors*", "pytorch_model*.bin*", "tf_model.h5", "flax_model.msgpack")
-
-
-def is_pretrained(model: nn.Module) -> bool:
-    """Whether a model is one of transformers, which has been loaded then."""
-    loaded = sys.modules.get("transformers.modeling_utils")
-    return loaded is not None and isinstance(model, loaded.PreTrainedModel)
 
 
 def check_folder(folder: Path) -> None:

@@ -19,6 +19,7 @@ from convfactor.model.candidates import is_convolution, is_special
 from convfactor.model.folding import Folded
 from convfactor.model.norms import NORMS, FoldedNorm
 from convfactor.model.pads import FoldedPad, Pads, zeros_of
+from convfactor.model.pretrained import annotated
 from convfactor.model.sites import inside
 from convfactor.saving.description import (
     Description,
@@ -67,7 +68,7 @@ def rebuild(model: nn.Module, saved: Description) -> nn.Module:
     for graph in dict.fromkeys(node.graph for node in saved.nodes):
         nodes = [node for node in saved.nodes if node.graph == graph]
         model = _replace_nodes(model, graph, nodes, by_name, saved)
-    return rewrite.swap(model, _folded(model, saved))
+    return annotated(rewrite.swap(model, _folded(model, saved)))
 
 
 def mismatch(name: str, found: str, wanted: str, saved: Description) -> PlanMismatchError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +44,7 @@ def taken(model: nn.Module) -> tuple[dict[str, Tensor], Layout]:
     names: dict[int, tuple[str, ...]] = {}
     tensors: dict[str, Tensor] = {}
     strides = []
-    state = model.state_dict(keep_vars=True)
+    state = _state(model)
     for name, value in state.items():
         _check(name, value)
         names[id(value)] = (*names.get(id(value), ()), name)
@@ -84,7 +85,7 @@ def put(model: nn.Module, tensors: Mapping[str, Tensor], layout: Layout) -> None
             _tie(model, name, of)
     strides = dict(layout.strides)
     users: dict[int, str] = {}
-    for name, target in model.state_dict(keep_vars=True).items():
+    for name, target in _state(model).items():
         of = first.get(name, name)
         other = users.setdefault(id(target), of)
         if other != of:
@@ -98,11 +99,16 @@ def put(model: nn.Module, tensors: Mapping[str, Tensor], layout: Layout) -> None
                 size, strides[of], dtype=value.dtype, device=target.device
             )
         target.data = strided
-    model.load_state_dict(values)
+    nn.Module.load_state_dict(model, values)
     for name, dtype in layout.unsaved:
         for own, buffer in model.named_buffers(remove_duplicate=False):
             if own == name:
                 buffer.data = buffer.data.to(getattr(torch, dtype))
+
+
+def _state(model: nn.Module) -> dict[str, Any]:
+    """The state of a model as torch has it, past a method of the user's class."""
+    return nn.Module.state_dict(model, keep_vars=True)
 
 
 def _check(name: str, value: object) -> None:
@@ -121,7 +127,7 @@ def _check(name: str, value: object) -> None:
 
 def _check_names(model: nn.Module, values: Mapping[str, Tensor]) -> None:
     """Compare what the model has with what was saved."""
-    state = model.state_dict(keep_vars=True)
+    state = _state(model)
     absent, odd = sorted(values.keys() - state.keys()), sorted(state.keys() - values.keys())
     parts = [f"no {name}, which was saved" for name in absent[:1]]
     parts += [f"{name}, which was not saved" for name in odd[:1]]

@@ -8,7 +8,7 @@ import shutil
 import sys
 import warnings
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from convfactor.cli.interrupts import NOTHING, saying
 from convfactor.cli.messages import say
 from convfactor.cli.notes import note, shown
 from convfactor.cli.workers import workers
+from convfactor.errors import ToleranceError
 from convfactor.model.inputs import Inputs
 from convfactor.model.programs import inputs_of
 from convfactor.plans.plan import Plan
@@ -40,7 +41,8 @@ from convfactor.saving.folders import FILES
 from convfactor.terminal import WIDTH
 
 convfactor.optimize  # noqa: B018 - loads what takes long, which can't be interrupted halfway
-PARTIAL = "partial"
+# A name that nobody else gives to a folder, as this one is taken away in the end.
+PARTIAL = ".convfactor-partial"
 
 
 def run(options: Namespace) -> None:
@@ -50,25 +52,48 @@ def run(options: Namespace) -> None:
         contextlib.redirect_stdout(sys.stderr),  # what the user's code prints is no result
         made(output, PARTIAL) as written,
         saying(lambda: _said(output, written)),
+        _failing(output),
     ):
         plan, files = _optimized(options)
     with saying(lambda: f"the result in {output} is complete"):
         shutil.rmtree(output / PARTIAL, ignore_errors=True)
         if options.json:
-            print(plan, file=sys.stderr)
+            if not options.quiet:
+                show(plan, sys.stderr)
             print(json.dumps({"output": str(output), "files": files, **summary(plan)}, indent=2))
         else:
             show(plan)
         note(f"wrote {', '.join(files)} to {output}")
 
 
+@contextlib.contextmanager
+def _failing(output: Path) -> Iterator[None]:
+    """Say what a run that fails leaves; of one that misses its tolerance nothing is of use."""
+    try:
+        yield
+    except ToleranceError:
+        shutil.rmtree(output / PARTIAL, ignore_errors=True)
+        raise
+    except Exception:
+        kept = _kept(output)
+        if kept:
+            say(kept)
+        raise
+
+
 def _said(output: Path, written: Callable[[], list[str]]) -> str:
     """What an interrupted run leaves."""
+    files = written()
+    some = f"{', '.join(files)} in {output} is all that was written" if files else NOTHING
+    return _kept(output) or some
+
+
+def _kept(output: Path) -> str:
+    """That a run can go on, if it can."""
     partial = output / PARTIAL
     if partial.is_dir() and any(partial.iterdir()):
         return f"what was found is kept in {partial}, and the same command goes on from there"
-    files = written()
-    return f"{', '.join(files)} in {output} is all that was written" if files else NOTHING
+    return ""
 
 
 def _optimized(options: Namespace) -> tuple[Plan, list[str]]:
