@@ -517,6 +517,14 @@ def test_what_is_no_number_in_both_is_no_error():
     assert not whole_errors([true], [true.nan_to_num()])[0] < 1
 
 
+@pytest.mark.parametrize("broken", [0, 1])
+def test_a_value_that_is_a_number_only_before_is_an_infinite_error(broken):
+    true = [torch.tensor([1.0, 2.0, 4.0]), torch.tensor([1.0, torch.nan, 4.0])]
+    got = [one + 0.1 for one in true]
+    got[broken][2] = torch.nan
+    assert max(output_errors([(true, got)])) == math.inf
+
+
 def test_rounding_is_no_error():
     true = 1 + 1e-9 * torch.arange(5, dtype=torch.float64).float()
     assert whole_errors([true], [true * (1 + 1e-7)]) == (0.0,)
