@@ -334,6 +334,24 @@ def test_a_checkpoint_of_another_run_is_not_overwritten(tmp_path, change, what):
     assert str(convfactor.Plan.load(tmp_path)) == str(plan)
 
 
+def test_with_data_a_checkpoint_of_another_model_is_not_taken_over(tmp_path, solved):
+    """What a layer reads, and so its error, depends on all in front of it."""
+    model = nn.Sequential(nn.Conv2d(2, 2, 3, padding=1), conv())
+    arguments = {"tolerance": 1e-3, "calibration": batches(3), "checkpoint": tmp_path, **MACS}
+    plan = convfactor.plan(model, images(), **arguments)
+    before = snapshot(model)
+    with torch.no_grad():
+        model[0].bias += 1
+    with pytest.raises(ValueError, match=r"checkpoint .* other model weights; give another folder"):
+        convfactor.plan(model, images(), **arguments)
+    assert str(convfactor.Plan.load(tmp_path)) == str(plan)
+    model.load_state_dict(before)
+    assert str(convfactor.plan(model, images(), **arguments)) == str(plan)
+    other = nn.Sequential(nn.Sequential(*model[:1]), model[1])
+    with pytest.raises(ValueError, match="other model weights"):
+        convfactor.plan(other, images(), **arguments)
+
+
 def test_a_layer_left_out_before_is_solved_when_selected(tmp_path, solved):
     model = nn.Sequential(conv())
     arguments = {"checkpoint": tmp_path, **MACS}
