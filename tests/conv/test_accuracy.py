@@ -65,6 +65,21 @@ def test_an_output_that_never_varies_has_no_scale():
         ErrorMeter().errors()
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("batch", [0, 1])
+@pytest.mark.parametrize("channel", [0, 1])
+def test_what_is_no_number_is_infinitely_far_off(value, batch, channel):
+    meter = ErrorMeter()
+    for i in range(2):
+        true = torch.arange(32.0).reshape(1, 2, 4, 4)
+        got = true + 0.1
+        if i == batch:
+            got[0, channel, 1, 2] = value
+        meter.add(true, got)
+    errors = meter.errors()
+    assert errors.pooled == errors.worst_batch == errors.worst_channel == math.inf
+
+
 def test_layers_are_compared_in_their_own_dtype():
     conv = nn.Conv2d(2, 3, 5, padding=2)
     geometry = ConvGeometry.from_conv(conv)

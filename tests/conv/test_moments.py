@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from patches import every_patch
 from torch import nn
 
+from convfactor.conv import moments
 from convfactor.conv.geometry import ConvGeometry
 from convfactor.conv.moments import Moments, MomentsCollector
 
@@ -31,11 +32,11 @@ def test_moments_are_those_of_the_patches_that_the_layer_reads(
     x = torch.randn(2, 2, 7, 6, generator=torch.Generator().manual_seed(0))
     x = x.to(memory_format=torch.channels_last) if channels_last else x
     patches = every_patch(conv, x, margin)
-    moments = Moments.from_inputs(conv, [x[:1], x[1]], margin=margin)
+    found = Moments.from_inputs(conv, [x[:1], x[1]], margin=margin)
     centred = patches - patches.mean(1, keepdim=True)
-    assert moments.count == patches.shape[1]
-    torch.testing.assert_close(moments.mean, patches.mean(1))
-    torch.testing.assert_close(moments.covariance, centred.mT @ centred / patches.shape[1])
+    assert found.count == patches.shape[1]
+    torch.testing.assert_close(found.mean, patches.mean(1))
+    torch.testing.assert_close(found.covariance, centred.mT @ centred / patches.shape[1])
 
 
 def test_a_large_mean_loses_no_digits():
@@ -59,6 +60,26 @@ def test_sampling_is_bounded_deterministic_and_its_own():
     assert float((first.covariance - whole.covariance).norm() / whole.covariance.norm()) < 0.3
 
 
+@pytest.mark.parametrize("rows", [1, 7])
+def test_patches_that_are_gathered_in_parts_are_the_same(monkeypatch, rows):
+    conv, x = nn.Conv2d(4, 2, 3, groups=2), torch.randn(2, 4, 12, 12)
+    whole = Moments.from_inputs(conv, [x, x + 1], patches=100, margin=1)
+    monkeypatch.setattr(moments, "SAMPLE_BYTES", rows * 8 * 4 * 25)
+    largest = []
+    mean = torch.Tensor.mean
+
+    def seen(self, *args, **kwargs):
+        largest.append(self.shape)
+        return mean(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.Tensor, "mean", seen)
+    parts = Moments.from_inputs(conv, [x, x + 1], patches=100, margin=1)
+    assert largest == [(2, rows, 50)]
+    assert parts.count == whole.count == 100
+    torch.testing.assert_close(parts.mean, whole.mean)
+    torch.testing.assert_close(parts.covariance, whole.covariance)
+
+
 @pytest.mark.parametrize("margin", [(0, 0), (1, 0), (1, 2)])
 def test_cropping_is_collecting_less(margin):
     conv, x = nn.Conv2d(2, 2, (3, 5), padding=2, groups=2), torch.randn(1, 2, 12, 12)
@@ -70,9 +91,9 @@ def test_cropping_is_collecting_less(margin):
 
 
 def test_a_margin_can_not_grow():
-    moments = Moments.from_inputs(nn.Conv2d(1, 1, 3), [torch.randn(1, 1, 9, 9)], margin=1)
+    found = Moments.from_inputs(nn.Conv2d(1, 1, 3), [torch.randn(1, 1, 9, 9)], margin=1)
     with pytest.raises(ValueError, match="margin of at least"):
-        moments.cropped((2, 1))
+        found.cropped((2, 1))
 
 
 @pytest.mark.parametrize(

@@ -285,6 +285,29 @@ def test_what_rounding_forbids_is_told_apart_from_what_is_too_narrow():
     assert "rounding to float32" in f.message
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("seed", range(5))
+def test_rounding_to_any_dtype_leaves_a_separable_kernel_exact(dtype, seed):
+    kernel = torch.outer(noise(7, seed=seed), noise(7, seed=seed + 100)).to(dtype)
+    f = factorize(kernel, stages=3)
+    assert f.exact
+    assert set(f.structure.widths) == {1}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_part_of_one_epsilon_is_more_than_rounding(dtype):
+    t = torch.arange(11, dtype=torch.float64) - 5
+    pairs = [torch.outer(u, u) / u.square().sum() for u in (torch.exp(-(t**2) / 8), t)]
+    eps = torch.finfo(dtype).eps
+    kernel = (pairs[0] + 0.8 * eps * pairs[1]).to(dtype)
+    one, two = (
+        Structure((StageShape(1, terms, (11, 1)), StageShape(terms, 1, (1, 11))))
+        for terms in (1, 2)
+    )
+    assert not factorize(kernel, structure=one).exact
+    assert factorize(kernel, structure=two).exact
+
+
 def test_any_structure_can_be_asked_for():
     kernel = torch.outer(noise(9), noise(9))
     pair = Structure((StageShape(1, 1, (9, 1)), StageShape(1, 1, (1, 9))))

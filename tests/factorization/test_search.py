@@ -114,6 +114,26 @@ def test_what_costs_next_to_nothing_is_taken(most, rung):
     assert ladder.finished().structure is RUNGS[rung]
 
 
+def test_a_wider_rung_that_is_further_off_is_not_taken():
+    """On unseen data, and then it may be above the tolerance."""
+    errors = [1.0, 0.4, 0.6, 0.3]
+    found, ladder, solver = search(errors, errors, 0.5)
+    assert not ladder.widen(lambda structure: structure is not RUNGS[3])
+    assert (2, "full", 1) in solver.asked
+    assert found.structure is ladder.finished().structure is RUNGS[1]
+    assert ladder.finished().error <= 0.5
+
+
+def test_nothing_wider_is_taken_once_the_time_is_up():
+    now = [0.0]
+    errors = [1.0, 0.4, 0.3, 0.2]
+    ladder = Ladder(RUNGS[:4], Solver(errors, errors), 0.5, Budget(1, lambda: now[0]))
+    found = ladder.cheapest()
+    now[0] = 2.0
+    assert not ladder.widen(lambda structure: True)
+    assert ladder.finished() is ladder.best is found
+
+
 def test_exact_answers_are_not_widened():
     chains = next(full(ConvGeometry(4, 4, (7, 7), groups=4))).ladder(4 * 49)
 

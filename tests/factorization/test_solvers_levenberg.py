@@ -10,7 +10,9 @@ from convfactor import Cascade
 from convfactor.conv.structure import StageShape, Structure
 from convfactor.factorization.solvers import Request, levenberg, separable
 from convfactor.factorization.solvers.chains import chain_structure
+from convfactor.factorization.solvers.embedding import embed_chains
 from convfactor.factorization.solvers.problem import Problem
+from convfactor.factorization.solvers.refine import Fit, compose, refine
 
 # Synthesis filters of near_sym_a, the high-pass one padded to seven taps.
 LOW = torch.tensor([-3, -15, 73, 170, 73, -15, -3], dtype=torch.float64) / 280
@@ -117,6 +119,23 @@ def test_more_stages_or_branches_are_never_worse() -> None:
         structure = chain_structure(4, 1, sizes, branches, offset)
         larger = levenberg.solve(Request(problem, structure, starts=[small], effort="draft"))
         assert problem.error(larger) <= problem.error(small) + 1e-7
+
+
+def test_new_branches_of_a_start_are_alive() -> None:
+    """They add nothing, but have derivatives, each its own."""
+    problem = random_problem(0, 4, 1, 1, 7, 7)
+    one, three = (chain_structure(4, 1, [(3, 3)] * 3, branches) for branches in (1, 3))
+    start = levenberg.solve(Request(problem, one))
+    kernels = embed_chains(start, Request(problem, three, starts=[start]))
+    torch.testing.assert_close(
+        compose(kernels, three.grid), start.compose()[:, 0], rtol=0, atol=1e-12
+    )
+    fit = Fit(problem.target.flatten(1), torch.arange(4))
+    before = fit.loss(kernels, three.grid)
+    added = kernels[0][:, 1:]
+    assert not torch.equal(added[:, 0], added[:, 1])
+    _, after = refine(fit, kernels, three.grid, 30)
+    assert bool((after < 0.3 * before).all())
 
 
 def test_a_given_start_is_kept() -> None:

@@ -4,6 +4,7 @@ import itertools
 from collections import UserDict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tiny import batches, conv, images
@@ -42,6 +43,9 @@ def test_a_single_batch_is_split_by_samples():
         assert (part.kwargs["scale"], int(part.kwargs["size"])) == (2.0, 3)
 
 
+EXAMPLES = ModelInputs((), {"x": images(), "scale": 1})
+
+
 def test_the_digest_tells_data_apart():
     texts = {
         split(data, EXAMPLE).identity
@@ -53,6 +57,15 @@ def test_the_digest_tells_data_apart():
         for data in (batches(4), batches(5)[1:])
     ]
     assert nested[0] != nested[1]
+    scaled = {
+        split([{"x": x, "scale": scale} for x in batches(4)], EXAMPLES).identity
+        for scale in (1, 2, 1.0, "1", np.ones(2), np.zeros(2), np.zeros((2, 1)))
+    }
+    assert len(scaled) == 7
+    objects = [
+        split([{"x": x, "scale": object()} for x in batches(4)], EXAMPLES).identity for _ in "ab"
+    ]
+    assert objects[0] == objects[1]
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,8 @@ from patches import every_patch
 from tiny import Functional, batches, conv, images
 from torch import nn
 
+import convfactor
+from convfactor.factorization import factorizer
 from convfactor.model.finding import find
 from convfactor.model.inputs import ModelInputs
 from convfactor.planning import calibration
@@ -53,6 +55,48 @@ def test_held_out_inputs_are_bounded(monkeypatch):
     sites, parts = find(model, EXAMPLE), split(batches(12), EXAMPLE)
     monkeypatch.setattr(calibration, "HELD_OUT_BYTES", 1)
     assert len(collect(model, sites, [(0, 0)], parts)[sites[0]].held_out) == 1
+
+
+def test_held_out_inputs_are_spread_over_the_batches(monkeypatch):
+    model = nn.Sequential(conv(), conv(seed=1))
+    sites, parts = find(model, EXAMPLE), split(batches(24), EXAMPLE)
+    held = [batch.args[0] for batch in parts.held_out]
+    size = 4 * held[0].numel()
+    monkeypatch.setattr(calibration, "HELD_OUT_BYTES", 2 * 3 * size)
+    data = collect(model, sites, [(0, 0)] * 2, parts)
+    for wanted, (kept,) in zip((held[0], held[2], held[4]), data[sites[0]].held_out, strict=True):
+        assert torch.equal(kept, wanted)
+    assert len(data[sites[1]].held_out) == 3
+
+
+def test_a_plan_tells_on_how_many_batches_its_layers_were_measured(monkeypatch, tmp_path):
+    model = nn.Sequential(conv())
+    asked = {"tolerance": 1e-3, "calibration": batches(12), "objective": "macs"}
+    monkeypatch.setattr(calibration, "HELD_OUT_BYTES", 2 * 4 * images(count=2).numel())
+    plan = convfactor.plan(model, images(), checkpoint=tmp_path, **asked)
+    assert "9 calibration batches, errors on 2 of 3 others" in str(plan)
+    monkeypatch.undo()
+    again = convfactor.plan(model, images(), checkpoint=tmp_path, **asked)
+    assert again.replaced
+    assert str(again.calibration) == str(plan.calibration)
+    assert "errors on 3 others" in str(convfactor.plan(model, images(), **asked))
+
+
+def test_what_is_too_large_to_be_solved_is_not_calibrated(monkeypatch):
+    model = nn.Sequential(conv(), conv(size=13, seed=1))
+    asked = {"tolerance": 1e-3, "calibration": batches(4), "objective": "macs"}
+    collected = []
+
+    def collecting(model, sites, *rest):
+        collected.extend(site.subject.name for site in sites)
+        return collect(model, sites, *rest)
+
+    monkeypatch.setattr(calibration, "collect", collecting)
+    monkeypatch.setattr(factorizer, "MOST_MEMORY", 1 << 20)
+    plan = convfactor.plan(model, images(), **asked)
+    assert collected == ["0"]
+    assert plan.replaced == [0]
+    assert plan.entries[1].reason.startswith("too large to be solved: takes some")
 
 
 def test_inputs_that_are_changed_in_place_are_kept_as_they_were():

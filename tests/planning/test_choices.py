@@ -57,3 +57,17 @@ def test_every_layer_is_confirmed():
 
 def test_what_turns_out_to_save_nothing_is_not_chosen():
     assert choices(Shelf([5.0], [-1.0])).confirmed(1.0) == {}
+
+
+def test_all_that_is_chosen_is_timed_at_once(monkeypatch):
+    shelves = [Shelf([9.0, 2.0], [1.0, 2.0]) for _ in range(20)]
+    best, rounds = Choices.best, []
+
+    def counted(self, allowance):
+        rounds.append(allowance)
+        return best(self, allowance)
+
+    monkeypatch.setattr(Choices, "best", counted)
+    found = choices(*shelves).confirmed(1.0)
+    assert len(found) == 20
+    assert len(rounds) <= 3

@@ -334,6 +334,24 @@ def test_a_checkpoint_of_another_run_is_not_overwritten(tmp_path, change, what):
     assert str(convfactor.Plan.load(tmp_path)) == str(plan)
 
 
+def test_with_data_a_checkpoint_of_another_model_is_not_taken_over(tmp_path, solved):
+    """What a layer reads, and so its error, depends on all in front of it."""
+    model = nn.Sequential(nn.Conv2d(2, 2, 3, padding=1), conv())
+    arguments = {"tolerance": 1e-3, "calibration": batches(3), "checkpoint": tmp_path, **MACS}
+    plan = convfactor.plan(model, images(), **arguments)
+    before = snapshot(model)
+    with torch.no_grad():
+        model[0].bias += 1
+    with pytest.raises(ValueError, match=r"checkpoint .* other model weights; give another folder"):
+        convfactor.plan(model, images(), **arguments)
+    assert str(convfactor.Plan.load(tmp_path)) == str(plan)
+    model.load_state_dict(before)
+    assert str(convfactor.plan(model, images(), **arguments)) == str(plan)
+    other = nn.Sequential(nn.Sequential(*model[:1]), model[1])
+    with pytest.raises(ValueError, match="other model weights"):
+        convfactor.plan(other, images(), **arguments)
+
+
 def test_a_layer_left_out_before_is_solved_when_selected(tmp_path, solved):
     model = nn.Sequential(conv())
     arguments = {"checkpoint": tmp_path, **MACS}
@@ -515,6 +533,14 @@ def test_what_is_no_number_in_both_is_no_error():
     assert whole_errors([true], [true.clone()]) == (0.0,)
     assert 0.1 < whole_errors([true], [true + torch.tensor([0.1, 0, 0, 0])])[0] < 0.2
     assert not whole_errors([true], [true.nan_to_num()])[0] < 1
+
+
+@pytest.mark.parametrize("broken", [0, 1])
+def test_a_value_that_is_a_number_only_before_is_an_infinite_error(broken):
+    true = [torch.tensor([1.0, 2.0, 4.0]), torch.tensor([1.0, torch.nan, 4.0])]
+    got = [one + 0.1 for one in true]
+    got[broken][2] = torch.nan
+    assert max(output_errors([(true, got)])) == math.inf
 
 
 def test_rounding_is_no_error():

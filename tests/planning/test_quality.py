@@ -90,3 +90,24 @@ def raising(model):
 def test_an_evaluation_that_fails_on_the_original_is_refused(evaluate, message):
     with pytest.raises(ValueError, match=message):
         Drop.of(conv(), evaluate, 0.1, True, 0)
+
+
+class Rooted(nn.Module):
+    """Gives its convolution, and the root of it: no number where it is negative."""
+
+    def __init__(self, bias: float) -> None:
+        super().__init__()
+        self.conv = conv()
+        with torch.no_grad():
+            self.conv.weight.abs_()
+            self.conv.bias.fill_(bias)
+
+    def forward(self, x):
+        y = self.conv(x)
+        return y, y.sqrt()
+
+
+def test_a_model_that_gives_no_numbers_is_infinitely_worse():
+    fine, broken = Rooted(0.0), Rooted(-1e3)
+    assert OutputError(fine, INPUTS, 0.5, 0).loss(broken) == math.inf
+    assert OutputError(broken, INPUTS, 0.5, 0).loss(broken) == 0.0

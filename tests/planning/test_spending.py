@@ -3,7 +3,9 @@ from __future__ import annotations
 import copy
 import math
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from multiprocessing import get_context
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,10 +14,14 @@ from torch import nn
 
 import convfactor
 from convfactor import ToleranceError
+from convfactor.latency import Timing
 from convfactor.model.agreement import output_errors
-from convfactor.planning import frontier, judge, refinement, spending
+from convfactor.planning import frontier, job, judge, refinement, spending
+from convfactor.planning.accounts import Try
 from convfactor.planning.choices import LEAST_RETURN
+from convfactor.planning.effects import Allowance
 from convfactor.plans.decisions import Kept, Replaced
+from convfactor.plans.settings import Settings
 
 MACS = {"objective": "macs", "structures": "cascade"}
 DATA = [images(seed, count=2, channels=4, size=16) for seed in range(6)]
@@ -278,6 +284,63 @@ def test_a_layer_that_is_kept_after_all_is_not_accounted_for(monkeypatch):
     nothing = spending.only((), 0.0)
     assert (nothing.solved, nothing.refined, nothing.shares) == (None, None, ())
     assert nothing.chosen.cost == 1
+
+
+class Difference(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = conv(4, 4, 5, 0), conv(4, 4, 5, 1)
+
+    def forward(self, x):
+        return self.first(x) - self.second(x)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_what_is_left_after_undoing_is_within_the_budget(monkeypatch, strict):
+    """Both layers together keep to the budget, but one alone does not, as after refinement."""
+    seconds, compared = {0: 1.0, 1: 0.8, 2: 1.1}, []
+
+    def cascades(model):
+        return sum(isinstance(module, convfactor.CascadeConv2d) for module in model.modules())
+
+    def times(models, inputs, clock, duration):
+        compared.append(models)
+        timings = [Timing(t, t, t) for t in (seconds[cascades(model)] for model in models)]
+        return [(timing, timing) for timing in timings]
+
+    def quality(model):
+        return 0.5 if compared and cascades(model) == 1 else 1.0
+
+    monkeypatch.setattr(job, "time_models", times)
+    model = Difference()
+    settings = Settings(max_drop=0.1, evaluate="quality", **MACS)
+    request = replace(job.Job.read(model, DATA[0], None, settings, None, None), evaluate=quality)
+    made = request.plan(False, None)
+    assert len(made.replaced) == 2
+    monkeypatch.setattr(job, "make_plan", lambda *rest: made)
+    timed = replace(request, settings=replace(settings, objective="latency"))
+    if strict:
+        with pytest.raises(ToleranceError, match="budget: undone, as with other layers undone"):
+            timed.optimize(True, None)
+        return
+    fast, plan = timed.optimize(False, None)
+    assert not plan.replaced
+    assert {entry.decision.reason.code for entry in plan.entries} == {"speed", "budget"}
+    assert (plan.spending.solved, plan.spending.loss, plan.whole) == (None, 0.0, None)
+    assert torch.equal(fast(DATA[0]), model(DATA[0]))
+
+
+def test_an_empty_choice_ends_the_search():
+    """However the allowance falls, and whatever it was known by."""
+    choices = SimpleNamespace(confirmed=lambda allowance: {}, cost=lambda choice: 1.0)
+    quality = SimpleNamespace(part=lambda loss: loss)
+    spender = SimpleNamespace(_choices=choices, quality=quality)
+    allowance = Allowance.first(True)
+    allowance.learn(1.0, 3.0)
+    before = allowance.value
+    tried = Try({0: None}, {}, None, 3.0)
+    assert spending.Spender._untried(spender, allowance, [tried]) == {}
+    assert allowance.value == before
 
 
 def test_a_time_limit_ends_with_what_there_is():

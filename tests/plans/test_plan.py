@@ -276,6 +276,18 @@ def put(record, path: str, value) -> None:
     record[last] = value
 
 
+def test_a_plan_without_what_older_versions_did_not_write_is_read(planned, tmp_path):
+    assert planned.calibration.model
+    planned.save(tmp_path)
+
+    def older(record):
+        for name in ("model", "measured"):
+            del record["calibration"][name]
+
+    forge(tmp_path, older)
+    assert Plan.load(tmp_path).calibration == planned.calibration
+
+
 STRUCTURE = "entries.1.decision.cascade.structure"
 NO_COST = {"before": None, "after": None, "macs_before": None, "macs_after": None}
 SWAPPED = {
@@ -294,6 +306,9 @@ SWAPPED = {
         ("settings.min_kernel_size", 3, "min_kernel_size must be an int >= 4"),
         ("settings.min_speedup", "nan", "min_speedup must be a number >= 1"),
         ("settings.seed", 2**64, "seed must be an int of 64 bits"),
+        ("calibration.model", "0", "sha256 and model must be digests"),
+        ("calibration.measured", 0, "numbers of batches must be >= 1"),
+        ("calibration.measured", 2, "numbers of batches must be >= 1, measured of held_out"),
         ("settings.objective", "beauty", "beauty"),
         ("entries.1.subject.shapes.0.0.channels_last", 1, "must be of type bool, got 1"),
         ("entries.1.subject.name", None, "must be of type str, got None"),

@@ -64,6 +64,7 @@ def test_the_header_says_what_the_errors_are(plan):
     assert str(more).startswith(
         "tolerance 0.001 (relative output error; 1 calibration batch, errors on 2 others)\n"
     )
+    assert str(replace(more.calibration, measured=1)).endswith("errors on 1 of 2 others")
 
 
 def test_errors_and_times_are_shown(plan):

@@ -1,6 +1,7 @@
 """Whatever is done to the filters of a transform counts, and so do all of torch's transforms."""
 
 import copy
+import gc
 import io
 
 import pytest
@@ -13,7 +14,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils import parametrize
 from torch.optim.swa_utils import AveragedModel
 
-from convfactor.wavelets import DTCWTForward, DTCWTInverse
+from convfactor.wavelets import DTCWTForward, DTCWTInverse, prepared
 
 # torch scripts its own rules of forward mode.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
@@ -356,3 +357,21 @@ def test_make_fx_leaves_nothing_behind(kind):
     torch.testing.assert_close(graph(*given), call(module, kind, *given))
     getattr(module, module._names[0]).mul_(2)
     assert type(call(module, kind, *given)) is torch.Tensor
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("by_value", [True, False], ids=["cpu", "other device"])
+def test_what_is_kept_goes_with_the_transform(kind, by_value, monkeypatch):
+    monkeypatch.setattr(prepared, "_by_value", lambda device: by_value)
+    gc.collect()
+    given, before = inputs(kind), len(prepared._kept)
+    module = make(kind)
+    with torch.no_grad():
+        first = flat(module(given))
+        assert len(prepared._kept) == before + 1
+        assert torch.equal(flat(module(given)), first)
+        getattr(module, module._names[-1]).mul_(1.5)
+    assert_like_the_original(module, kind)
+    del module
+    gc.collect()
+    assert len(prepared._kept) == before

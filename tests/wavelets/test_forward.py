@@ -3,6 +3,7 @@ import random
 import pytest
 import pytorch_wavelets as reference
 import torch
+from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 
 from convfactor.wavelets import DTCWTForward, DTCWTInverse
@@ -100,8 +101,12 @@ def test_errors():
         DTCWTForward.from_module(reference.DTCWTInverse())
 
 
-def test_tune():
+@pytest.mark.parametrize("trainable", [False, True])
+def test_tune(trainable):
     module = DTCWTForward(J=1)
+    if trainable:
+        for name, taps in list(module.named_buffers()):
+            setattr(module, name, nn.Parameter(taps, requires_grad=False))
     image = torch.randn(1, 1, 32, 32)
     expected = module(image)
     times = module.tune((1, 1, 32, 32))

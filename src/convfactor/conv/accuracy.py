@@ -64,7 +64,7 @@ class ErrorMeter:
             gains = self._gains.to(exact)[:, None, None]
             exact, wrong = exact * gains, wrong * gains
         wrong = wrong.square()
-        worst = float(wrong.mean())
+        worst = float(wrong.mean().nan_to_num(torch.inf, torch.inf))
         sums = exact.sum((0, 2, 3)), exact.square().sum((0, 2, 3)), wrong.sum((0, 2, 3))
         if self._sum is None or self._squares is None or self._wrong is None:
             self._sum, self._squares, self._wrong = sums
@@ -137,7 +137,12 @@ def reads_padding(geometry: ConvGeometry, size: tuple[int, int]) -> Tensor:
 
 
 def relative_error(wrong: float, power: float) -> float:
-    """Square root of a ratio of powers; an output that never varies has no scale of error."""
-    if power == 0:
-        return 0.0 if wrong == 0 else math.inf
-    return math.sqrt(wrong / power)
+    """Square root of a ratio of powers.
+
+    Infinite for an output that never varies, which has no scale of error, and where a value is no
+    number, as the largest of several errors would be anything beside a NaN.
+    """
+    if wrong == 0:
+        return 0.0
+    ratio = wrong / power if power else math.inf
+    return math.inf if math.isnan(ratio) else math.sqrt(ratio)

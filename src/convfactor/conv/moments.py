@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,8 @@ from convfactor.conv.geometry import ConvGeometry, Pair
 PATCHES_PER_DIMENSION = 5
 FEWEST_PATCHES = 8192
 MOST_PATCHES = 24576
+# Of patches that are gathered at once, in float64.
+SAMPLE_BYTES = 1 << 27
 
 
 def patch_budget(geometry: ConvGeometry, margin: Pair = (0, 0)) -> int:
@@ -166,18 +168,19 @@ class MomentsCollector:
         Raises:
             ValueError: The layer does not accept the input.
         """
-        sample = self._sample(x.detach(), patches).to(torch.float64)
-        if not sample.shape[1]:
-            return  # a batch of nothing, which would have no mean
-        if self._shift is None or self._sum is None or self._products is None:
-            # Sums about a first estimate of the mean lose no digits to a large mean.
-            self._shift = sample.mean(1, keepdim=True)
-            self._sum = torch.zeros_like(self._shift)
-            self._products = sample.new_zeros(len(sample), sample.shape[2], sample.shape[2])
-        sample = sample - self._shift
-        self._sum += sample.sum(1, keepdim=True)
-        self._products.baddbmm_(sample.mT, sample)
-        self.count += sample.shape[1]
+        for part in self._samples(x.detach(), patches):
+            if not part.shape[1]:
+                continue  # a batch of nothing has no mean
+            sample = part.to(torch.float64)
+            if self._shift is None or self._sum is None or self._products is None:
+                # Sums about a first estimate of the mean lose no digits to a large mean.
+                self._shift = sample.mean(1, keepdim=True)
+                self._sum = torch.zeros_like(self._shift)
+                self._products = sample.new_zeros(len(sample), sample.shape[2], sample.shape[2])
+            sample -= self._shift
+            self._sum += sample.sum(1, keepdim=True)
+            self._products.baddbmm_(sample.mT, sample)
+            self.count += sample.shape[1]
 
     def moments(self) -> Moments:
         """Finish the sums.
@@ -188,17 +191,18 @@ class MomentsCollector:
         if self._shift is None or self._sum is None or self._products is None:
             raise ValueError("no patches were collected; the layer was never called")
         mean = self._sum / self.count
-        covariance = self._products / self.count - mean.mT @ mean
+        covariance = self._products / self.count
+        covariance -= mean.mT @ mean
         return Moments(
             (mean + self._shift)[:, 0],
-            (covariance + covariance.mT) / 2,
+            (covariance + covariance.mT).div_(2),
             self.geometry.kernel_size,
             self.margin,
             self.count,
         )
 
-    def _sample(self, x: Tensor, patches: int) -> Tensor:
-        """Gather patches, (groups, count, in/groups * H * W)."""
+    def _samples(self, x: Tensor, patches: int) -> Iterator[Tensor]:
+        """Gather patches, (groups, count, in/groups * H * W), so many at a time as memory holds."""
         geometry, (rows, cols) = self.geometry, self.margin
         if x.dim() == 3:
             x = x[None]
@@ -219,9 +223,6 @@ class MomentsCollector:
         x = F.pad(x, (cols * dx, cols * dx, rows * dy, rows * dy))
         total = len(x) * math.prod(size)
         chosen = torch.randperm(total, generator=self._generator)[:patches].to(x.device)
-        col = chosen % size[1]
-        row = chosen // size[1] % size[0]
-        image = chosen // (size[0] * size[1])
         height, width = (k + 2 * m for k, m in zip(geometry.kernel_size, self.margin, strict=True))
         stride = x.stride()
         taps = x.as_strided(
@@ -229,6 +230,9 @@ class MomentsCollector:
             (stride[0], stride[2] * sy, stride[3] * sx, stride[1], stride[2] * dy, stride[3] * dx),
             x.storage_offset(),
         )
-        picked: Tensor = taps[image, row, col]
-        grouped: Tensor = picked.unflatten(1, (geometry.groups, -1))
-        return grouped.flatten(2).transpose(0, 1)
+        values = geometry.in_channels * height * width
+        for part in chosen.split(max(1, SAMPLE_BYTES // (8 * values))):
+            image, row, col = part // math.prod(size), part // size[1] % size[0], part % size[1]
+            picked: Tensor = taps[image, row, col]
+            grouped: Tensor = picked.unflatten(1, (geometry.groups, -1))
+            yield grouped.flatten(2).transpose(0, 1)

@@ -71,17 +71,18 @@ class Factorizer:
         within = all(w <= have for w, have in zip(wanted, reach, strict=True))
         return within and not self.too_large(structure)
 
-    def too_large(self, structure: Structure, starts: int = 1) -> str:
+    def too_large(self, structure: Structure, starts: int = 1, calibrated: bool = False) -> str:
         """Say why a structure can't be solved in the memory and time allowed; empty if it can.
 
         Args:
             structure: The structure.
             starts: Starts of every channel that are held at once.
+            calibrated: Whether there will be moments, where there are none yet.
         """
         window = tuple(
             k + 2 * m for k, m in zip(self.kernel.kernel_size, self.margin(structure), strict=True)
         )
-        metric = self.moments is not None or self.preserve_dc
+        metric = calibrated or self.moments is not None or self.preserve_dc
         size = Size.of(structure, (window[0], window[1]), metric, starts)
         if size.memory > MOST_MEMORY:
             return f"takes some {size.memory / 2**30:.0f} GB, and {MOST_MEMORY >> 30} are allowed"

@@ -98,18 +98,25 @@ class Ladder(Generic[R, A]):
         return None if self._found is None else self._best(self._found)
 
     def widen(self, affordable: Callable[[R], bool]) -> bool:
-        """Move from the rung that ``cheapest`` found to the widest affordable one, if it is wider.
+        """Move from the rung that ``cheapest`` found to the widest affordable one, if it is nearer.
+
+        On data that no fit has seen it may be further off, and above the tolerance.
 
         Args:
             affordable: Whether a structure is; asked from narrow to wide until it is not.
         """
         assert self._found is not None
-        first = self._found
+        first = wider = self._found
         if not self._best(first).exact:
             for rung in range(first + 1, len(self._rungs)):
                 if not affordable(self._rungs[rung]):
                     break
-                self._found = rung
+                wider = rung
+        if wider == first or self._budget.used_up():
+            return False
+        self._attempt(wider, "full")
+        if self._best(wider).error < self._best(first).error:
+            self._found = wider
         return self._found > first
 
     def finished(self) -> A:

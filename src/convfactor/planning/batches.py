@@ -14,10 +14,13 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from convfactor.model.inputs import Inputs, ModelInputs, Workload
+from convfactor.model.trees import leaves
 from convfactor.plans.circumstances import HeldOut
 
 HELD_OUT_FRACTION = 0.25
 NOT_BATCHES = (Tensor, np.ndarray, str, bytes, os.PathLike, Mapping)
+# What is told apart beside tensors and arrays; other objects may have no fixed text.
+VALUES = (bool, int, float, complex, str, bytes, np.generic)
 # Parts of the keys under which data sets hold what a model is trained to give.
 LABELS = ("label", "target")
 
@@ -46,9 +49,15 @@ class Split:
         """How much there is, and a digest that tells data apart."""
         digest = hashlib.sha256()
         for batch in self.all:
-            for tensor in batch.tensors:
-                plain = tensor.detach().cpu().contiguous().flatten()
-                digest.update(plain.view(torch.uint8).numpy().tobytes())
+            for path, value in leaves((batch.args, dict(batch.kwargs))):
+                if isinstance(value, Tensor):
+                    plain = value.detach().cpu().contiguous().flatten()
+                    digest.update(plain.view(torch.uint8).numpy().tobytes())
+                elif isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
+                    digest.update(f"{path} {value.dtype} {value.shape}".encode())
+                    digest.update(value.tobytes())
+                elif isinstance(value, VALUES):
+                    digest.update(f"{path} {value!r}".encode())
         return HeldOut(len(self.fit), len(self.held_out), digest.hexdigest(), self.labels)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 from convfactor.conv.geometry import Pair
 from convfactor.conv.moments import Moments, MomentsCollector, patch_budget
@@ -42,8 +43,8 @@ def collect(
 ) -> dict[Site, SiteData]:
     """Run the batches once and collect every site's moments and verification inputs.
 
-    Where the covariances of all sites together would take more than a bound of memory, the sites
-    are taken in several passes.
+    Where the sums of all sites together would take more than a bound of memory, beside the moments
+    that are made of them, the sites are taken in several passes.
 
     Args:
         model: The model; it is left as it was.
@@ -65,13 +66,16 @@ def collect(
         }
 
         def fit(site: Site, x: Tensor) -> None:
+            if is_functorch_wrapped_tensor(x):
+                return  # under torch.vmap no values can be read
             collectors[site].add(x, quotas[site])  # noqa: B023 - called in this iteration only
 
         with watch(model, [site for site, _ in part], fit):
             for batch in batches.fit:
                 batch.run(model)
                 step(done := done + 1)
-        for site, collector in collectors.items():
+        for site, _ in part:
+            collector = collectors.pop(site)  # its sums are as large as the moments
             if collector.count:
                 result[site] = SiteData(collector.moments())
     _keep_held_out(model, result, batches.held_out)
@@ -81,7 +85,10 @@ def collect(
 def _keep_held_out(
     model: nn.Module, data: dict[Site, SiteData], batches: Sequence[ModelInputs]
 ) -> None:
-    """Record the sites' inputs in the verification batches, as many as memory allows."""
+    """Record the sites' inputs in the verification batches, in as many as memory allows.
+
+    The first batch tells how many that are; the others are spread evenly.
+    """
     used = 0
 
     def keep(site: Site, x: Tensor) -> None:
@@ -89,13 +96,19 @@ def _keep_held_out(
         used += x.numel() * x.element_size()
         data[site].held_out[-1].append(x.detach().clone())
 
+    def record(batch: ModelInputs) -> None:
+        for site_data in data.values():
+            site_data.held_out.append([])
+        batch.run(model)
+
     with watch(model, list(data), keep):
-        for batch in batches:
+        first, *others = batches
+        record(first)
+        count = min(len(others), HELD_OUT_BYTES // max(used, 1) - 1)
+        for i in range(count):
             if used > HELD_OUT_BYTES:
                 return
-            for site_data in data.values():
-                site_data.held_out.append([])
-            batch.run(model)
+            record(others[(2 * i + 1) * len(others) // (2 * count)])
 
 
 def _quota(collector: MomentsCollector, site: Site, batches: int) -> int:

@@ -46,7 +46,9 @@ class Choices:
         """The same, once what is chosen was timed carefully."""
         while True:
             choice = self.best(allowance)
-            if all(self.frontiers[i].confirms(point) for i, point in choice.items()):
+            # All of them are timed before the next choice, which takes a while.
+            confirmed = [self.frontiers[i].confirms(point) for i, point in choice.items()]
+            if all(confirmed):
                 return choice
 
     def expected(self, choice: Choice) -> float:

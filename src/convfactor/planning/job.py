@@ -132,7 +132,9 @@ class Job:
         with reporting(progress) as display:
             chosen = self._plan(strict, display)
             with isolated(self.settings.seed), step(display, "comparing models"):
-                chosen = self._accounted(self.compare(chosen))
+                chosen = self._compared(chosen)
+                if strict:
+                    _demand_budget(chosen)
                 return chosen.apply(self.given), chosen
 
     def _plan(self, strict: bool, display: Progress) -> Plan:
@@ -168,15 +170,33 @@ class Job:
         return lambda name, module: select(name, own.get(id(module)) or module)
 
     def _accounted(self, chosen: Plan) -> Plan:
-        """Measure again what is left of the budget where a layer is kept after all."""
+        """Measure again what is left of the budget where a layer is kept after all.
+
+        Layers that were refined together may be worse alone: as long as they take more than the
+        budget, the one that takes most of it is kept as well.
+        """
         spending, quality = chosen.spending, self.quality
-        names = {chosen.entries[i].name for i in chosen.replaced}
         if spending is None or quality is None:
             return chosen
-        if all(share.name in names for share in spending.shares):
+        if all(share.name in _replaced(chosen) for share in spending.shares):
             return chosen
-        loss = quality.loss(chosen.rewrite(copied(self.model))) if names else 0.0
-        return replace(chosen, spending=spending.only(names, loss))
+        parts = {share.name: share.part for share in spending.shares}
+        loss = self._loss(quality, chosen)
+        while chosen.replaced and quality.part(loss) > 1:
+            text = (
+                f"budget: undone, as with other layers undone the loss is {loss:.3g}, and "
+                f"{spending.limit:g} is allowed"
+            )
+            taken = {i: parts.get(chosen.entries[i].name, 0.0) for i in chosen.replaced}
+            costliest = max(taken, key=taken.__getitem__)
+            chosen = chosen.keeping(costliest, Reason("budget", "budget", text))
+            chosen = replace(chosen, whole=None)
+            loss = self._loss(quality, chosen)
+        return replace(chosen, spending=spending.only(_replaced(chosen), loss))
+
+    def _loss(self, quality: Quality, chosen: Plan) -> float:
+        """How much worse a plan makes the model."""
+        return quality.loss(chosen.rewrite(copied(self.model))) if chosen.replaced else 0.0
 
     def _unchanged(self, chosen: Plan) -> Plan:
         """Keep the layers whose weight is not the user's, since a run has changed it."""
@@ -188,6 +208,14 @@ class Job:
                 short = "its weight is made by the forward"
                 chosen = chosen.keeping(i, Reason("unsupported", short, text))
         return chosen
+
+    def _compared(self, chosen: Plan) -> Plan:
+        """Compare the whole model, until what is left of it is within the budget."""
+        while True:
+            faster = self.compare(chosen)
+            chosen = self._accounted(faster)
+            if chosen.replaced == faster.replaced:
+                return chosen
 
     def compare(self, chosen: Plan) -> Plan:
         """Compare the whole model before and after; undo what does not make it faster."""
@@ -242,6 +270,11 @@ def _demand_budget(chosen: Plan) -> None:
     if missed:
         names = ", ".join(f"{entry.name} ({entry.reason})" for entry in missed)
         raise ToleranceError(f"the {chosen.settings.budget} is missed: {names}")
+
+
+def _replaced(chosen: Plan) -> set[str]:
+    """Names of what is replaced."""
+    return {chosen.entries[i].name for i in chosen.replaced}
 
 
 def _form(inputs: ModelInputs) -> tuple[object, ...]:

@@ -92,13 +92,33 @@ class Layer:
         """Taps around the kernel that the moments need, where they can be afforded."""
         kernel = self.site.geometry
         factorizer = Factorizer(self.site.weight, kernel)
-        margins = [factorizer.margin(rungs[0].taps) for rungs in self.ladders]
+        margins = [factorizer.margin(rungs[0].taps) for rungs in self._calibrated]
         rows, cols = max(m[0] for m in margins), max(m[1] for m in margins)
         height, width = kernel.kernel_size
         per_group = kernel.in_channels // kernel.groups
         if per_group * (height + 2 * rows) * (width + 2 * cols) > LARGEST_PATCH:
             return 0, 0
         return rows, cols
+
+    @property
+    def _calibrated(self) -> list[list[Candidate]]:
+        """The ladders of which something can be solved with calibration data, as to its memory."""
+        factorizer = Factorizer(self.site.weight, self.site.geometry)
+        return [
+            rungs
+            for rungs in self.ladders
+            if any(not factorizer.too_large(one.taps, calibrated=True) for one in rungs)
+        ]
+
+    def too_large(self) -> Kept | None:
+        """Why nothing can be solved with calibration data, or None.
+
+        Asked before there is any, as the moments alone take a third of the memory of a solve.
+        """
+        if not self.ladders or self._calibrated:
+            return None
+        factorizer = Factorizer(self.site.weight, self.site.geometry)
+        return self._oversized(factorizer.too_large(self.ladders[0][0].taps, calibrated=True))
 
     def hopeless(self, data: SiteData | None) -> Kept | None:
         """Why nothing needs to be solved, or None.
@@ -212,10 +232,7 @@ class Layer:
         if not missed:
             large = (factorizer.too_large(rungs[0].taps) for rungs in self.ladders)
             reason = next(filter(None, large), "")
-            if not reason:
-                return self.too_slow()
-            text = f"too large to be solved: {reason}"
-            return Kept(Reason("size", "too large to be solved", text), self._tried)
+            return self._oversized(reason) if reason else self.too_slow()
         nearest = min(missed, key=lambda trial: trial.error)
         cheap = "fast" if self.settings.objective == "latency" else "cheap"
         text = (
@@ -240,6 +257,11 @@ class Layer:
         if found is None:
             return ""
         return f"; {found.candidate.taps} would meet it: {self.price_of(found.candidate).cost}"
+
+    def _oversized(self, reason: str) -> Kept:
+        """Say why no structure can be solved."""
+        text = f"too large to be solved: {reason}"
+        return Kept(Reason("size", "too large to be solved", text), self._tried)
 
     def too_slow(self) -> Kept:
         """Say what the fastest structure would cost."""

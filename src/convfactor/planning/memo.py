@@ -23,18 +23,17 @@ class Memo:
 
     Attributes:
         folder: Where they are kept; None keeps nothing.
-        data: What tells the calibration data apart.
     """
 
     folder: Path | None
-    data: str
 
     def recall(self, task: Look) -> list[Factorization] | None:
         """The answers to a task that was solved before, measured anew; or None."""
         if self.folder is None:
             return None
         with contextlib.suppress(Exception):  # what is damaged is solved again
-            tensors = safetensors.torch.load_file(self._path(task))
+            device = str(task.factorizer.weight.device)
+            tensors = safetensors.torch.load_file(self._path(task), device)
             answers = []
             for i, structure in enumerate(task.structures):
                 if f"{i}.0" in tensors:
@@ -58,9 +57,14 @@ class Memo:
         """A name that says what was asked."""
         assert self.folder is not None
         own = task.factorizer
-        asked = (own.kernel, own.seed, own.ridge, task.structures, self.data)
-        scales = {"inputs": own.scales.inputs, "outputs": own.scales.outputs}
-        known = {name: value for name, value in scales.items() if value is not None}
-        weight = digest({"weight": own.weight, **known})
-        name = hashlib.sha256(f"{asked!r} {weight}".encode()).hexdigest()
+        asked = (own.kernel, own.seed, own.ridge, task.structures)
+        tensors = {
+            "weight": own.weight,
+            "inputs": own.scales.inputs,
+            "outputs": own.scales.outputs,
+            "mean": None if own.moments is None else own.moments.mean,
+            "covariance": None if own.moments is None else own.moments.covariance,
+        }
+        known = {name: value for name, value in tensors.items() if value is not None}
+        name = hashlib.sha256(f"{asked!r} {digest(known)}".encode()).hexdigest()
         return self.folder / f"{name[:32]}.safetensors"

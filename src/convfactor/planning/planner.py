@@ -64,7 +64,7 @@ def make_plan(
     prepared = Prepared.of(model, inputs, batches, settings, select, progress, checkpoint, clock)
     if quality is None:
         return _decide_each(prepared, checkpoint, clock, progress)
-    memo = Memo(checkpoint, repr(prepared.plan.calibration))
+    memo = Memo(checkpoint)
     spender = Spender(prepared, model, inputs, batches, quality, clock, progress, memo)
     return spender.spend(executor)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -13,6 +13,7 @@ from rich.progress import Progress
 from torch import nn
 
 from convfactor.latency import Clock
+from convfactor.model.digests import model_digest
 from convfactor.model.finding import find
 from convfactor.model.inputs import Workload
 from convfactor.model.reasons import Reason
@@ -23,8 +24,8 @@ from convfactor.planning.batches import Split
 from convfactor.planning.calibration import SiteData
 from convfactor.planning.layers import LARGEST_PATCH, Layer
 from convfactor.planning.pricing import Price
-from convfactor.planning.resume import decided
-from convfactor.plans.circumstances import Call, Environment, WhiteNoise
+from convfactor.planning.resume import resumed
+from convfactor.plans.circumstances import Calibration, Call, Environment, WhiteNoise
 from convfactor.plans.decisions import Decision, Kept
 from convfactor.plans.plan import Plan
 from convfactor.plans.settings import Settings
@@ -71,11 +72,13 @@ class Prepared:
         clock: Clock,
     ) -> Prepared:
         """Look at a model; see ``make_plan`` for the arguments and errors."""
+        identity: Calibration = WhiteNoise()
+        if batches is not None:
+            identity = replace(batches.identity, model=model_digest(model))
         with step(progress, "finding layers"):
             found = find(model, inputs, settings.min_kernel_size, select)
         _check_weights(found)
         device = next((s.weight.device for s in found if isinstance(s, Site)), torch.device("cpu"))
-        identity = WhiteNoise() if batches is None else batches.identity
         environment = Environment.current(device, settings.objective == "latency")
         if environment.busy:
             threads = counted(environment.threads, "thread")
@@ -83,8 +86,9 @@ class Prepared:
                 "the machine is busy, with a load of %.1f for %s: times will be off, plan when it "
                 "is quiet", environment.load, threads,
             )  # fmt: skip
-        plan = Plan((), settings, environment, identity, calls=_calls(inputs))
-        earlier = decided(checkpoint, plan)
+        plan, earlier = resumed(
+            checkpoint, Plan((), settings, environment, identity, calls=_calls(inputs))
+        )
         known: dict[Found, Decision] = {
             one: decision
             for one in found
@@ -92,10 +96,14 @@ class Prepared:
         }
         unknown = [one for one in found if one not in known]
         layers = _priced(unknown, settings, clock, progress)
-        data = _calibrated(model, layers, batches, settings.seed, progress)
+        data: dict[Site, SiteData] = {}
         if batches is not None:
-            worth = (site for site, layer in layers.items() if layer.ladders)
-            known.update((site, UNREACHED) for site in worth if site not in data)
+            large = {layer.site: layer.too_large() for layer in layers.values()}
+            known.update((site, kept) for site, kept in large.items() if kept is not None)
+            worth = [one for one in layers.values() if one.ladders and large[one.site] is None]
+            data = _calibrated(model, worth, batches, settings.seed, progress)
+            known.update((one.site, UNREACHED) for one in worth if one.site not in data)
+            plan = replace(plan, calibration=_measured(plan.calibration, data))
         return cls(found, plan, known, layers, data, device)
 
 
@@ -135,25 +143,29 @@ def _priced(
 
 
 def _calibrated(
-    model: nn.Module,
-    layers: Mapping[Found, Layer],
-    batches: Split | None,
-    seed: int,
-    progress: Progress,
+    model: nn.Module, layers: Sequence[Layer], batches: Split, seed: int, progress: Progress
 ) -> dict[Site, SiteData]:
-    """Run the calibration data through the model for the sites that are worth it."""
-    worth = [layer for layer in layers.values() if layer.ladders]
-    if batches is None or not worth:
+    """Run the calibration data through the model."""
+    if not layers:
         return {}
     task = progress.add_task("calibrating", total=len(batches.fit), detail="")
     return calibration.collect(
         model,
-        [layer.site for layer in worth],
-        [layer.margin for layer in worth],
+        [layer.site for layer in layers],
+        [layer.margin for layer in layers],
         batches,
         seed,
         lambda done: progress.update(task, completed=done),
     )
+
+
+def _measured(identity: Calibration, data: Mapping[Site, SiteData]) -> Calibration:
+    """Write down where layers are measured on fewer batches than there are."""
+    if isinstance(identity, WhiteNoise):
+        return identity
+    earlier = identity.held_out if identity.measured is None else identity.measured
+    fewest = min([earlier, *(len(one.held_out) for one in data.values())])
+    return replace(identity, measured=None if fewest == identity.held_out else fewest)
 
 
 def _check_weights(found: Sequence[Found]) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from convfactor.model.sites import Subject
+from convfactor.plans.circumstances import HeldOut
 from convfactor.plans.decisions import Decision
 from convfactor.plans.plan import Plan
 from convfactor.plans.storage import PLAN_FILE
@@ -35,22 +37,26 @@ class Keeper:
             self._kept, self._due = plan, end + PAUSE * (end - start)
 
 
-def decided(checkpoint: Path | None, plan: Plan) -> dict[Subject, Decision]:
+def resumed(checkpoint: Path | None, plan: Plan) -> tuple[Plan, dict[Subject, Decision]]:
     """The decisions of an interrupted run that asked the same of the same data.
 
     Args:
         checkpoint: Folder that an interrupted run may have left; None for none.
-        plan: The plan to go on with, without entries.
+        plan: The plan of this run, without entries.
+
+    Returns:
+        The plan to go on with, and the decisions.
 
     Raises:
         ValueError: The folder holds the plan of another run, which must not be lost.
     """
     if checkpoint is None or not os.path.exists(checkpoint / PLAN_FILE):
-        return {}
+        return plan, {}
     earlier = Plan.load(checkpoint)
     others = {
         "settings": earlier.settings != plan.settings,
         "calibration data": earlier.calibration != plan.calibration,
+        "model weights": _other_model(earlier, plan),
         "machine": earlier.environment != plan.environment,
     }
     changed = [name for name, differs in others.items() if differs]
@@ -60,4 +66,13 @@ def decided(checkpoint: Path | None, plan: Plan) -> dict[Subject, Decision]:
             f"{' and '.join(changed)}; give another folder, or remove this one"
         )
     # What was never priced had an obstacle, such as not being selected, that is gone now.
-    return {e.subject: e.decision for e in earlier.entries if e.decision.cost is not None}
+    known = {e.subject: e.decision for e in earlier.entries if e.decision.cost is not None}
+    return replace(plan, calibration=earlier.calibration), known
+
+
+def _other_model(earlier: Plan, plan: Plan) -> bool:
+    """Whether the same calibration data went through another model, so that layers read others."""
+    before, now = earlier.calibration, plan.calibration
+    if not (isinstance(before, HeldOut) and isinstance(now, HeldOut)):
+        return False
+    return before == now and before.model != now.model

@@ -154,13 +154,16 @@ class Spender:
         return tries
 
     def _untried(self, allowance: Allowance, tries: Sequence[Try]) -> Choice:
-        """The choice for an allowance, or for the next one that gives a choice that is new."""
+        """The choice for an allowance, or for the next one that gives a choice that is new.
+
+        It is empty where there is none.
+        """
         costs = [(self._choices.cost(one.choice), one) for one in tries]
         while True:
             choice = self._choices.confirmed(allowance.value)
             cost = self._choices.cost(choice)
             same = next((one for known, one in costs if abs(cost - known) < ALIKE), None)
-            if same is None:
+            if same is None or not choice:
                 return choice
             if not allowance.pass_by(self.quality.part(same.loss)):
                 return {}

@@ -84,19 +84,26 @@ class HeldOut:
         held_out: Number of batches to measure on.
         sha256: Digest of all their tensors, which tells data apart.
         labels: Where in a batch the labels were that were dropped, such as "batch[1]".
+        model: Digest of the model that ran on them, as what a layer reads depends on all in front
+            of it; empty in plans of older versions.
+        measured: Number of batches that layers were measured on where memory did not hold what
+            they read in all; None for all.
     """
 
     fit: int
     held_out: int
     sha256: str
     labels: tuple[str, ...] = ()
+    model: str = field(default="", compare=False)
+    measured: int | None = field(default=None, compare=False)
 
     def __str__(self) -> str:
         """Tell how much there is."""
         labels = f" without the labels in {' and '.join(self.labels)}" if self.labels else ""
+        part = "" if self.measured is None else f"{self.measured} of "
         return (
             f"{counted(self.fit, 'calibration batch', 'calibration batches')}{labels}, errors on "
-            f"{counted(self.held_out, 'other')}"
+            f"{part}{counted(self.held_out, 'other')}"
         )
 
 

@@ -34,9 +34,12 @@ def check_plan(plan: Decisions) -> None:
     """
     _demand(plan.environment.threads >= 1, "environment", "threads must be >= 1")
     if isinstance(plan.calibration, HeldOut):
-        counts = _are_counts((plan.calibration.fit, plan.calibration.held_out))
-        _demand(counts, "calibration", "numbers of batches must be >= 1")
-        _demand(is_sha256(plan.calibration.sha256), "calibration", "sha256 must be a digest")
+        data = plan.calibration
+        measured = data.held_out if data.measured is None else data.measured
+        counts = _are_counts((data.fit, data.held_out, measured)) and measured <= data.held_out
+        _demand(counts, "calibration", "numbers of batches must be >= 1, measured of held_out")
+        digests = is_sha256(data.sha256) and (not data.model or is_sha256(data.model))
+        _demand(digests, "calibration", "sha256 and model must be digests")
     for call in plan.calls:
         sizes = (size for shape in call.shapes for size in shape)
         fine = 0 < call.weight < math.inf and min(sizes, default=0) >= 0

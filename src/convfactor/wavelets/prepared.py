@@ -118,13 +118,13 @@ def _settled(filters: Sequence[Tensor]) -> bool:
 
 
 def _unchanged(kept: _Kept, filters: Sequence[Tensor]) -> bool:
-    for one, other in zip(kept.filters, filters, strict=True):
-        if kept.versions:
-            if one is not other:
-                return False
-        elif one.dtype != other.dtype or not other.is_cpu or not torch.equal(one, other):
-            return False
-    return not kept.versions or kept.versions == _versions(filters)
+    if kept.versions:
+        same = all(one is other for one, other in zip(kept.filters, filters[1:], strict=True))
+        return same and kept.versions == _versions(filters)
+    return all(
+        one.dtype == other.dtype and other.is_cpu and torch.equal(one, other)
+        for one, other in zip(kept.filters, filters, strict=True)
+    )
 
 
 def _versions(filters: Sequence[Tensor]) -> tuple[tuple[int, int], ...]:
@@ -138,9 +138,15 @@ def _keep(filters: Sequence[Tensor], settings: Settings) -> _Kept:
     with torch.inference_mode(False), torch.no_grad():
         exact = [one.detach().to("cpu", torch.float64, copy=True) for one in filters]
         made = _build(exact, settings, dtype, device, fixed=True)
-        if device.type == "cpu":
+        if _by_value(device):
             return _Kept(tuple(one.detach().clone() for one in filters), (), made)
-    return _Kept(tuple(filters), _versions(filters), made)
+    # Not the first, which would live as long as what is kept for it.
+    return _Kept(tuple(filters[1:]), _versions(filters), made)
+
+
+def _by_value(device: torch.device) -> bool:
+    """Whether filters are compared by value, as that waits for nothing."""
+    return device.type == "cpu"
 
 
 def _followed(filters: Sequence[Tensor], settings: Settings) -> Banks:

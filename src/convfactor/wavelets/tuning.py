@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -31,13 +32,14 @@ def keep_fastest(module: Transform, inputs: object) -> dict[Sizes, float]:
         Median seconds of every choice.
     """
     times: dict[Sizes, float] = {}
+    device = next(itertools.chain(module.buffers(), module.parameters())).device
     best = module.sizes
     for field, values in CHOICES.items():
         trials = [copy.deepcopy(module) for _ in values]
         for trial, value in zip(trials, values, strict=True):
             trial.retile(best._replace(**{field: value}))
         calls = [functools.partial(trial, inputs) for trial in trials]
-        timings = compare(calls, next(module.buffers()).device)
+        timings = compare(calls, device)
         found = {trial.sizes: timing.median for trial, timing in zip(trials, timings, strict=True)}
         times |= found
         best = min(found, key=found.__getitem__)

@@ -79,7 +79,7 @@ def solve(request: Request) -> Cascade:
             f"structure must have {problem.groups} groups, as the problem has, got "
             f"{[stage.groups for stage in structure.stages]} in its stages"
         )
-    compression = Compression.of(problem, structure, min(problem.rounding, _SINGLE))
+    compression = Compression.of(problem, structure, min(2 * problem.rounding, _SINGLE))
     if compression is not None:
         return compression.expanded(_solve(compression.request(request))).balanced()
     return _solve(request)
@@ -154,7 +154,7 @@ def _descend(descent: Descent, trial: int, limits: _Limits, request: Request) ->
     """Descend from several starts, after a trial only from each group's best."""
     groups = descent.groups
     history: list[Tensor] = []
-    exact = max(_EXACT, min(request.problem.rounding / 2, _SINGLE) ** 2)
+    exact = max(_EXACT, min(request.problem.rounding, _SINGLE) ** 2)
     for iteration in range(limits.most):
         lowest = float(descent.loss.view(-1, groups).amin(0).mean())
         if lowest < exact or request.budget.used_up():

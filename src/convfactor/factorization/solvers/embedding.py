@@ -17,6 +17,7 @@ from convfactor.conv.structure import Structure
 from convfactor.factorization.solvers.chains import branches
 from convfactor.factorization.solvers.composition import Layout
 from convfactor.factorization.solvers.request import Request
+from convfactor.factorization.solvers.starts import noise
 
 _ORDERS = 5000
 
@@ -37,12 +38,13 @@ class _Place:
 def embed_chains(start: Cascade, request: Request) -> list[Tensor]:
     """Write a smaller cascade of chains as one of a larger structure.
 
-    Stages that are left over become shifts by whole taps, branches that are left over end in
-    zeros. The order of the stages does not matter.
+    Stages that are left over become shifts by whole taps; branches that are left over are drawn
+    and end in zeros, as one of zeros alone would have no derivative. The order of the stages does
+    not matter.
 
     Args:
         start: The smaller one.
-        request: Problem and structure.
+        request: Problem and structure, and the seed for the new branches.
 
     Returns:
         Float64 kernels per stage, (outputs, branches, kH, kW), with the same composed kernel.
@@ -62,16 +64,18 @@ def embed_chains(start: Cascade, request: Request) -> list[Tensor]:
             f"{start.offset} with {smaller} branches"
         )
     outputs, like = structure.stages[-1].out_channels, start.stages[0].weight
-    kernels = []
-    for size, spot in zip(grid.sizes, places, strict=True):
-        kernel = like.new_zeros((outputs, count, *size), dtype=torch.float64)
+    generator = torch.Generator().manual_seed(request.seed)
+    kernels = noise(grid, outputs, count, generator, like.device)
+    kernels[-1].zero_()
+    for kernel, size, spot in zip(kernels, grid.sizes, places, strict=True):
+        kernel /= math.sqrt(math.prod(size))
+        kernel[:, :smaller] = 0
         part: Tensor | float = 1.0
         if spot.stage is not None:
             weight = start.stages[spot.stage].weight
             part = weight.double().reshape(outputs, smaller, *weight.shape[2:])
         rows, cols = spot.taps
         kernel[:, :smaller, rows, cols] = part
-        kernels.append(kernel)
     return kernels
 
 

@@ -29,7 +29,8 @@ class Problem:
         covariance: Float64 (groups, in*H*W, in*H*W) of the input patches in the order (in, H, W),
             or None for white noise.
         origin: (row, col) of the window's corner relative to the target kernel's corner, <= 0.
-        rounding: Relative error that the target has from its own dtype.
+        rounding: Relative error that the target has from its own dtype, at most: half the distance
+            of neighbours, where the root mean square is a fifth of it.
     """
 
     target: Tensor
@@ -60,7 +61,7 @@ class Problem:
         if moments is not None:
             covariance = moments.cropped(margin).covariance.to(weight.device)
         window = F.pad(target, (cols, cols, rows, rows))
-        return cls(window, covariance, (-rows, -cols), torch.finfo(weight.dtype).eps)
+        return cls(window, covariance, (-rows, -cols), torch.finfo(weight.dtype).eps / 2)
 
     @property
     def exact(self) -> float:
