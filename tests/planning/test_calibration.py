@@ -132,3 +132,13 @@ def test_a_site_that_the_data_does_not_reach_is_left_out(reached):
     signs = {"fit": (1, -1), "held_out": (-1, 1)}[reached]
     parts = Split(*(tuple(ModelInputs((sign * images(),), {}) for _ in "ab") for sign in signs))
     assert collect(model, sites, [(0, 0)], parts) == {}
+
+
+class Mapped(Functional):
+    def forward(self, x):
+        return torch.func.vmap(super().forward)(x)
+
+
+def test_values_under_vmap_can_not_be_read():
+    _, plan = convfactor.optimize(Mapped(), images(), calibration=batches(), objective="macs")
+    assert "not called with calibration data" in plan.entries[0].reason

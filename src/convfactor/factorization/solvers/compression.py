@@ -108,7 +108,8 @@ def _basis(matrices: Tensor, allowed: float) -> Tensor | None:
     u, values, _ = torch.linalg.svd(inner, full_matrices=False)
     left = values.square().flip(1).cumsum(1).flip(1).sqrt()
     rank = int((left > allowed * whole[:, None]).sum(1).max())
-    return q @ u[..., : max(rank, 1)]
+    basis: Tensor = q @ u[..., : max(rank, 1)]
+    return basis
 
 
 def _whole(matrices: Tensor) -> Tensor:

@@ -1,0 +1,64 @@
+"""Kernels between many channels that few combinations make up."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from convfactor.conv.structure import StageShape, Structure
+from convfactor.factorization.solvers import Problem, Request, dense
+from convfactor.factorization.solvers.compression import Compression
+
+
+def low(out: int, channels: int, rank: int, groups: int = 1, size: int = 5) -> torch.Tensor:
+    """A random kernel of float32 whose channels are combinations of few."""
+    generator = torch.Generator().manual_seed(0)
+    draw = {"generator": generator, "dtype": torch.float64}
+    inner = torch.randn(groups, rank, rank, size, size, **draw)
+    rows = torch.randn(groups, out // groups, rank, **draw)
+    cols = torch.randn(groups, channels // groups, rank, **draw)
+    return torch.einsum("grshw,gor,gis->goihw", inner, rows, cols).flatten(0, 1).float()
+
+
+def two(out: int, channels: int, width: int, groups: int = 1) -> Structure:
+    """Two stages of 3x3."""
+    return Structure((
+        StageShape(channels, width, (3, 3), groups=groups),
+        StageShape(width, out, (3, 3), groups=groups),
+    ))  # fmt: skip
+
+
+@pytest.mark.parametrize(("out", "channels", "groups"), [(40, 24, 1), (40, 3, 1), (48, 32, 2)])
+def test_few_combinations_are_found_and_are_all_there_is(out, channels, groups):
+    rank = 3 if channels > 3 else 2
+    problem = Problem.from_weight(low(out, channels, rank, groups), groups)
+    structure = two(out, channels, 2 * groups, groups)
+    found = Compression.of(problem, structure, 1e-7)
+    assert found is not None
+    request = found.request(Request(problem, structure))
+    assert request.problem.target.shape[:2] == (groups, rank)
+    cascade = found.expanded(dense.solve(request))
+    assert cascade.structure == structure
+    # As exact between all channels as between the combinations.
+    small = request.problem.error(found.request(Request(problem, structure, [cascade])).starts[0])
+    assert problem.error(cascade) == pytest.approx(small, abs=2e-7)
+    assert small > 1e-2  # or nothing was compared
+
+
+def test_the_answer_is_that_of_all_channels(monkeypatch):
+    problem = Problem.from_weight(low(40, 24, 2))
+    request = Request(problem, two(40, 24, 4), effort="draft")
+    fast = problem.error(dense.solve(request))
+    monkeypatch.setattr(Compression, "of", lambda *args: None)
+    assert fast <= 1.02 * problem.error(dense.solve(request)) + 1e-6
+
+
+@pytest.mark.parametrize("weight", [torch.rand(40, 24, 5, 5), torch.rand(1, 1, 5, 5)])
+def test_what_has_no_few_combinations_is_left(weight):
+    problem = Problem.from_weight(weight)
+    assert Compression.of(problem, two(len(weight), weight.shape[1], 2), 1e-7) is None
+
+
+def test_a_kernel_of_zeros():
+    problem = Problem.from_weight(torch.zeros(40, 24, 5, 5))
+    assert problem.error(dense.solve(Request(problem, two(40, 24, 2)))) == 0
