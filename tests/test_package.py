@@ -99,7 +99,7 @@ def test_without_matplotlib_the_rest_can_be_inspected():
 def test_one_version():
     assert importlib.metadata.version("convfactor") == convfactor.__version__
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    assert 'dynamic = ["version"]' in project
+    assert 'dynamic = ["readme", "version"]' in project
     assert not re.search(r"^version\s*=", project, re.MULTILINE)
     log = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     first, second = re.findall(r"^## (.*)$", log, re.MULTILINE)[:2]

@@ -306,7 +306,7 @@ def test_what_is_left_after_undoing_is_within_the_budget(monkeypatch, strict):
     def times(models, inputs, clock, duration):
         compared.append(models)
         timings = [Timing(t, t, t) for t in (seconds[cascades(model)] for model in models)]
-        return [(timing, timing) for timing in timings]
+        return [{"as given": timing, "channels_last": timing} for timing in timings]
 
     def quality(model):
         return 0.5 if compared and cascades(model) == 1 else 1.0

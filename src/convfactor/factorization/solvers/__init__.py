@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from convfactor.conv.cascade import Cascade
 from convfactor.factorization.solvers import dense, levenberg, separable
+from convfactor.factorization.solvers.compression import Compression
 from convfactor.factorization.solvers.problem import Problem
 from convfactor.factorization.solvers.request import Effort, Progress, Request
 from convfactor.factorization.solvers.size import Size
@@ -17,10 +20,19 @@ def solve(request: Request) -> Cascade:
     """Find the best weights for a structure with the solver made for its kind.
 
     Chains of single channels, parallel ones included, go to the batched Levenberg-Marquardt
-    solver with its exact starts; everything else to the dense solver.
+    solver with its exact starts; everything else to the dense solver, but that a kernel which few
+    combinations of its channels make up is solved between those.
     """
     if not levenberg.handles(request.problem, request.structure):
-        return dense.solve(request)
+        compression = Compression.of(request.problem, request.structure)
+        if compression is None:
+            return dense.solve(request)
+        small = compression.request(request)
+        chain = compression.chain(small.structure)
+        if chain not in (None, small.structure):  # whose exact split the dense solver does not know
+            start = solve(replace(small, structure=chain, starts=()))
+            small = replace(small, starts=[*small.starts, start])
+        return compression.expanded(solve(small)).balanced()
     known = _known(request)
     return levenberg.solve(request) if known is None else known
 

@@ -12,8 +12,10 @@ from convfactor.conv.structure import Structure
 from convfactor.factorization.solvers.problem import Problem
 from convfactor.factorization.solvers.request import Request
 
-# More combinations are not looked for, nor half as many as there are channels.
-_MOST = 32
+# With fewer channels a solve is quick; more combinations are not looked for.
+_FEWEST, _MOST = 64, 32
+# Share of a kernel's norm that either side may leave out: the rounding of single precision.
+_LEFT_OUT = 1e-7
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,19 +34,20 @@ class Compression:
     inputs: Tensor
 
     @classmethod
-    def of(cls, problem: Problem, structure: Structure, allowed: float) -> Compression | None:
+    def of(cls, problem: Problem, structure: Structure) -> Compression | None:
         """Look for few combinations; None where there are none, or the metric is another.
 
         Args:
             problem: The problem.
             structure: What is to be solved for.
-            allowed: Largest share of the kernel's norm that either side may leave out.
         """
         ends = {structure.stages[i].groups for i in (0, -1)}
         if problem.covariance is not None or ends != {problem.groups}:
             return None
-        rows = problem.target.flatten(2)
-        cols = problem.target.transpose(1, 2).flatten(2)
+        allowed = min(2 * problem.rounding, _LEFT_OUT)
+        peak = problem.target.abs().amax()  # squares of tiny weights would vanish
+        target = problem.target / torch.where(peak > 0, peak, 1.0)
+        rows, cols = target.flatten(2), target.transpose(1, 2).flatten(2)
         outputs, inputs = _basis(rows, allowed), _basis(cols, allowed)
         if outputs is None and inputs is None:
             return None
@@ -60,6 +63,15 @@ class Compression:
             structure=self._structure(request.structure),
             starts=[self._moved(start, *self._both) for start in request.starts],
         )
+
+    def chain(self, structure: Structure) -> Structure | None:
+        """The narrowest structure within one between the combinations, where that is a chain."""
+        groups = len(self.outputs)
+        dense = all(stage.groups == groups for stage in structure.stages)
+        if not dense or self.outputs.shape[2] * self.inputs.shape[2] > 1:
+            return None
+        stages = (replace(s, in_channels=groups, out_channels=groups) for s in structure.stages)
+        return replace(structure, stages=tuple(stages))
 
     def expanded(self, cascade: Cascade) -> Cascade:
         """The cascade between all channels, of one between the combinations."""
@@ -94,11 +106,10 @@ def _basis(matrices: Tensor, allowed: float) -> Tensor | None:
 
     Source: Halko, Martinsson and Tropp, "Finding structure with randomness", 2011.
     """
-    count = min(matrices.shape[1] // 2, _MOST)
-    if not count:
+    if matrices.shape[1] < _FEWEST:
         return None
     generator = torch.Generator().manual_seed(0)
-    drawn = torch.randn(matrices.shape[2], count, generator=generator, dtype=matrices.dtype)
+    drawn = torch.randn(matrices.shape[2], _MOST, generator=generator, dtype=matrices.dtype)
     q, _ = torch.linalg.qr(matrices @ drawn.to(matrices.device))
     inner = q.mT @ matrices
     whole = matrices.flatten(1).norm(dim=1)

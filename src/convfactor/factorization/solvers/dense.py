@@ -11,7 +11,6 @@ from torch import Tensor
 from convfactor.conv.cascade import Cascade
 from convfactor.factorization.solvers import polyadic
 from convfactor.factorization.solvers.composition import Composition, Layout
-from convfactor.factorization.solvers.compression import Compression
 from convfactor.factorization.solvers.descent import Descent
 from convfactor.factorization.solvers.embedding import embed_dense
 from convfactor.factorization.solvers.lifted import drawn, lifted
@@ -73,21 +72,12 @@ def solve(request: Request) -> Cascade:
     Raises:
         ValueError: The structure or a start does not fit the problem.
     """
-    problem, structure = request.problem, request.structure
+    problem, structure, budget = request.problem, request.structure, request.budget
     if structure.groups != problem.groups:
         raise ValueError(
             f"structure must have {problem.groups} groups, as the problem has, got "
             f"{[stage.groups for stage in structure.stages]} in its stages"
         )
-    compression = Compression.of(problem, structure, min(2 * problem.rounding, _SINGLE))
-    if compression is not None:
-        return compression.expanded(_solve(compression.request(request))).balanced()
-    return _solve(request)
-
-
-def _solve(request: Request) -> Cascade:
-    """The same, between all channels of the problem."""
-    problem, structure, budget = request.problem, request.structure, request.budget
     layout, reduction = Layout.of(structure), Reduction.of(problem, structure, request.ridge)
     generator = torch.Generator().manual_seed(request.seed)
     given = [_scaled(embed_dense(start, request), layout, reduction) for start in request.starts]
