@@ -22,11 +22,14 @@ MODULES = ["convfactor", *(f"convfactor.{name}" for name in ("filters", "fx", "w
 
 
 def blocks(page: Path, language: str) -> list[str]:
-    """Code of one language, indented or not; what is marked ``notest`` is left out."""
+    """Code of one language, indented or not; what is called ``py`` is not run."""
     found = re.findall(
         rf"^( *)```{language}\n(.*?)^\1```$", page.read_text(encoding="utf-8"), re.M | re.S
     )
     return [re.sub(rf"^{indent}", "", code, flags=re.M) for indent, code in found]
+
+
+LANGUAGES = {"python", "py", "sh", "text", "json"}  # and no more words, which a page would show
 
 
 def name(page: Path) -> str:
@@ -41,6 +44,12 @@ def with_python() -> list[object]:
         for page in PAGES
         if blocks(page, "python")
     ]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_blocks_name_a_language_and_nothing_else(page):
+    opened = re.findall(r"^ *```(.*)$", page.read_text(encoding="utf-8"), re.M)[::2]
+    assert set(opened) <= LANGUAGES
 
 
 @pytest.mark.parametrize("page", with_python())
