@@ -58,6 +58,12 @@ def test_what_has_no_few_combinations_is_left(weight):
     assert Compression.of(problem, two(len(weight), weight.shape[1], 2)) is None
 
 
+def test_one_stage_is_left_to_least_squares():
+    weight = low(80, 64, 2, size=3)
+    cascade = solve(Request(Problem.from_weight(weight), Structure((StageShape(64, 80, (3, 3)),))))
+    torch.testing.assert_close(cascade.compose(), weight.double(), rtol=0, atol=1e-5)
+
+
 def test_a_kernel_of_zeros():
     problem = Problem.from_weight(torch.zeros(80, 64, 5, 5))
     assert problem.error(solve(Request(problem, two(80, 64, 2)))) == 0

@@ -42,7 +42,8 @@ class Compression:
             structure: What is to be solved for.
         """
         ends = {structure.stages[i].groups for i in (0, -1)}
-        if problem.covariance is not None or ends != {problem.groups}:
+        one = len(structure.stages) == 1  # least squares, which is quick
+        if one or problem.covariance is not None or ends != {problem.groups}:
             return None
         allowed = min(2 * problem.rounding, _LEFT_OUT)
         peak = problem.target.abs().amax()  # squares of tiny weights would vanish
