@@ -9,6 +9,7 @@ import torch
 
 from convfactor.conv.cascade import Cascade
 from convfactor.conv.structure import StageShape, Structure
+from convfactor.factorization.budget import Budget
 from convfactor.factorization.solvers import Request, dense
 from convfactor.factorization.solvers.composition import Layout
 from convfactor.factorization.solvers.embedding import embed_dense
@@ -81,6 +82,26 @@ def test_the_separable_pair_is_the_best_of_its_rank() -> None:
     values = torch.linalg.svdvals(lifted)
     best = float(values[3:].norm() / values.norm())
     assert solved(Problem(weight[None]), structure)[1] == pytest.approx(best, rel=1e-9)
+
+
+def test_the_best_of_a_dilated_pair_that_meets_every_tap_once_is_known() -> None:
+    weight = random_kernel(6, 4, 9, 9)
+    structure = Structure((StageShape(4, 5, (3, 3)), StageShape(5, 6, (3, 3), dilation=(3, 3))))
+    apart = weight.unflatten(3, (3, 3)).unflatten(
+        2, (3, 3)
+    )  # out, in, far y, near y, far x, near x
+    matrix = apart.permute(0, 2, 4, 1, 3, 5).reshape(54, 36)
+    values = torch.linalg.svdvals(matrix)
+    best = float(values[5:].norm() / values.norm())
+    spent = Budget(0.0)  # no search is needed
+    assert solved(Problem(weight[None]), structure, budget=spent)[1] == pytest.approx(
+        best, rel=1e-9
+    )
+
+
+def test_more_terms_than_a_pair_has_are_no_worse() -> None:
+    structure = chain(2, 9, 3, sizes=[(3, 1), (1, 3)])
+    assert solved(Problem(random_kernel(3, 2, 3, 3)[None]), structure)[1] <= 1e-12
 
 
 def test_two_1x1_stages_in_a_metric_are_the_best_of_their_rank() -> None:

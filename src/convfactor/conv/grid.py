@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -45,6 +46,14 @@ class Grid:
     def is_plain(self) -> bool:
         """Whether the taps of every stage are neighbours."""
         return all(spacing == (1, 1) for spacing in self.spacings)
+
+    @cached_property
+    def is_free(self) -> bool:
+        """Whether no two ways through the taps end on one pixel, so that each is set by itself."""
+        ends = {(0, 0)}
+        for size, spacing in zip(self.sizes, self.spacings, strict=True):
+            ends = {(y + dy, x + dx) for y, x in ends for dy, dx in positions(size, spacing)}
+        return len(ends) == math.prod(map(math.prod, self.sizes))
 
     @property
     def reversed(self) -> Grid:

@@ -13,7 +13,7 @@ from convfactor.factorization.solvers import polyadic
 from convfactor.factorization.solvers.composition import Composition, Layout
 from convfactor.factorization.solvers.descent import Descent
 from convfactor.factorization.solvers.embedding import embed_dense
-from convfactor.factorization.solvers.lifted import drawn, lifted
+from convfactor.factorization.solvers.lifted import drawn, is_matrix, lifted
 from convfactor.factorization.solvers.reduction import Reduction
 from convfactor.factorization.solvers.request import Effort, Request
 
@@ -87,8 +87,9 @@ def solve(request: Request) -> Cascade:
         given = [layout.transpose(flat) for flat in given]
         reduction = reduction.transposed(layout.channels[0])
         layout = layout.transposed
-    draws = min(int(_DRAWING / _work(layout, reduction)), _DRAWS)
-    if sum(layout.counts) <= _FEW:
+    known = reduction.covariance is None and is_matrix(layout)
+    draws = 0 if known else min(int(_DRAWING / _work(layout, reduction)), _DRAWS)
+    if sum(layout.counts) <= _FEW and not known:
         draws = max(draws, _MANY_DRAWS // problem.groups)
     flats = []
     if polyadic.handles(layout):
@@ -100,7 +101,7 @@ def solve(request: Request) -> Cascade:
     flats.append(drawn(layout, draws * problem.groups, generator).to(reduction.target.device))
     flats = [_refit(layout, reduction, torch.cat(flats)), *given]
     descent = Descent(layout, reduction, torch.cat(flats))
-    if layout.stages == 1:  # of one stage alone, least squares is the answer
+    if layout.stages == 1 or known:  # of one stage alone, least squares is the answer
         flat = descent.flat[_best(descent.loss, problem.groups)]
     else:
         limits = _limits(request.effort, layout, reduction)

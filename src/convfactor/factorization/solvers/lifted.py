@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from convfactor.conv.grid import positions
 from convfactor.factorization.budget import Budget
 from convfactor.factorization.solvers.composition import Layout
 from convfactor.factorization.solvers.lift import Lift, Parts
@@ -20,7 +21,8 @@ def lifted(layout: Layout, kernel: Tensor, generator: torch.Generator, budget: B
 
     A first stage of taps ``q`` and a rest of taps ``p`` compose to ``W[r] = sum T[p, q]`` over
     ``p + q = r``, where ``T`` has the stage's width as rank. From ``T[p, q] = W[p + q] / count``
-    alternate between the matrices of that rank and those that fold to ``W``.
+    alternate between the matrices of that rank and those that fold to ``W``. Where one matrix is
+    all there is, its leading terms are the best answer for white noise (Eckart and Young 1936).
 
     Args:
         layout: The cascade's layout.
@@ -31,6 +33,8 @@ def lifted(layout: Layout, kernel: Tensor, generator: torch.Generator, budget: B
     Returns:
         (groups, weights).
     """
+    if is_matrix(layout):
+        return _halved(layout, kernel)
     weights = []
     rest = layout.kernel(kernel, layout.stages)
     for stage in range(layout.stages - 1):
@@ -40,6 +44,30 @@ def lifted(layout: Layout, kernel: Tensor, generator: torch.Generator, budget: B
     (y, x), last = layout.grid.spacings[-1], rest
     weights.append(last[..., ::y, ::x].flatten(1))
     return torch.cat(weights, 1)
+
+
+def is_matrix(layout: Layout) -> bool:
+    """Whether a cascade is a product of two matrices: two stages that meet each pixel once."""
+    return layout.stages == 2 and layout.groups == (1, 1) and layout.grid.is_free
+
+
+def _halved(layout: Layout, kernel: Tensor) -> Tensor:
+    """Split a kernel that is a matrix of outputs and one stage's taps, inputs and the other's."""
+    groups, outputs, _ = kernel.shape
+    inputs, rank, _ = layout.channels
+    width = layout.grid.span[1]
+    near, far = (
+        torch.tensor([y * width + x for y, x in positions(size, spacing)], device=kernel.device)
+        for size, spacing in zip(layout.grid.sizes, layout.grid.spacings, strict=True)
+    )
+    taps = kernel.unflatten(2, (inputs, -1))[..., far[:, None] + near]
+    matrix = taps.transpose(2, 3).reshape(groups, outputs * len(far), inputs * len(near))
+    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    missing = max(0, rank - values.shape[1])
+    first = F.pad(right, (0, 0, 0, missing))[:, :rank]
+    last = F.pad(left * values[:, None], (0, missing))[..., :rank]
+    last = last.unflatten(1, (outputs, -1)).transpose(2, 3)
+    return torch.cat([first.flatten(1), last.flatten(1)], 1)
 
 
 def _peel(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from convfactor.conv.geometry import Pair
 from convfactor.conv.structure import Structure
+from convfactor.factorization.solvers.spectral import frequencies
 
 _DOUBLE = 8
 # Measured on one core: multiplies of matrices, and values that are copied and rearranged.
@@ -76,7 +77,6 @@ def _stages(structure: Structure, window: Pair, dense_metric: bool) -> tuple[flo
     groups, (height, width) = structure.groups, window
     first = structure.stages[0].in_channels // groups
     last = structure.stages[-1].out_channels // groups
-    frequencies = (2 * height - 1) * width
     held = moved = work = 0.0
     spacings = structure.grid.spacings
     for index, (stage, (y, x)) in enumerate(zip(structure.stages, spacings, strict=True)):
@@ -93,7 +93,7 @@ def _stages(structure: Structure, window: Pair, dense_metric: bool) -> tuple[flo
         if index == 0 and not dense_metric:
             inputs = 1  # all channels of white noise are alike
         read = max(1, inputs // apart) * rows * cols
-        blocks = frequencies * (read * inputs + inputs * outputs + outputs**2)
+        blocks = frequencies(window) * (read * inputs + inputs * outputs + outputs**2)
         inverses = 3.0 * read * outputs**2 / apart
         held = max(held, 4.0 * (lifted + blocks)) + inverses
         moved += 4.0 * (lifted + blocks) + inverses
