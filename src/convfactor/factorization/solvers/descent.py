@@ -85,8 +85,9 @@ class Descent:
         if self._iteration in _EARLY or self._iteration % _REFRESH == 0:
             if not bool(enough.all()):
                 point = Composition(self._layout, self.flat)
-            previous = self._inverse if self._iteration > 2 * _REFRESH else None
-            self._inverse = Preconditioner(point, self._spectrum, previous)
+            first = self._inverse.first if self._iteration > 2 * _REFRESH else None
+            del self._inverse  # two at once would take twice the memory
+            self._inverse = Preconditioner(point, self._spectrum, first)
         self._length = torch.where(enough | stuck, 1.0, shorter)
         self._direction = torch.where(enough | stuck, self._turn(), self._direction)
 

@@ -154,12 +154,15 @@ class Preconditioner:
     Args:
         point: Where the blocks are taken.
         spectrum: The input's, with one group per group of the batch (starts before groups).
-        previous: Preconditioner of a point nearby, whose basis for the first stage is taken over:
-            what that stage reads is always the same, and it is the costly one.
+        first: ``first`` of a point nearby, whose basis for the first stage is taken over: what that
+            stage reads is always the same, and it is the costly one.
+
+    Attributes:
+        first: Basis of the first stage and the power along it, where it has one.
     """
 
     def __init__(
-        self, point: Composition, spectrum: Spectrum, previous: Preconditioner | None = None
+        self, point: Composition, spectrum: Spectrum, first: tuple[Tensor, Tensor] | None = None
     ) -> None:
         """Build the blocks."""
         layout = point.layout
@@ -182,7 +185,7 @@ class Preconditioner:
             power = spectrum.power.repeat(batch // len(spectrum.power), 1, 1, 1)
         self._bases: list[Tensor] = []
         self._inverses: list[Tensor] = []
-        self._strength: Tensor | None = None
+        self.first: tuple[Tensor, Tensor] | None = None
         for stage, (gain, phase, seen) in enumerate(zip(gains, phases, outer, strict=True)):
             groups, sides = layout.groups[stage], layout.grid.sizes[stage]
             if stage == 0 and alike:
@@ -196,15 +199,14 @@ class Preconditioner:
                 root = _inverse_root(_covariance(own, phase, weighting, sides))
                 self._add(root, root.new_ones(len(root), 1, root.shape[-1]), batch)
             else:
-                if stage == 0 and previous is not None and previous._strength is not None:
-                    basis = previous._bases[0].flatten(0, 1)
-                    strength = previous._strength.flatten(0, 1)
+                if stage == 0 and first is not None:
+                    basis, strength = (known.flatten(0, 1) for known in first)
                 else:
                     weighting = share * seen.diagonal(dim1=-2, dim2=-1).real.sum(-1)
                     _, basis = torch.linalg.eigh(_covariance(own, phase, weighting, sides))
                     strength = _strength(basis, own, phase) * share[:, None]
                 if stage == 0:
-                    self._strength = strength.unflatten(0, (batch, -1))
+                    self.first = basis.unflatten(0, (batch, -1)), strength.unflatten(0, (batch, -1))
                 parts = torch.view_as_real(seen)[..., 0].flatten(2)
                 blocks = (strength.mT @ parts).unflatten(2, seen.shape[-2:])
                 self._add(basis, _invert(blocks), batch)
@@ -220,8 +222,8 @@ class Preconditioner:
         """Go on with these rows of the batch only."""
         self._bases = [basis[rows] for basis in self._bases]
         self._inverses = [inverse[rows] for inverse in self._inverses]
-        if self._strength is not None:
-            self._strength = self._strength[rows]
+        if self.first is not None:
+            self.first = self.first[0][rows], self.first[1][rows]
 
     def __call__(self, flat: Tensor) -> Tensor:
         """Apply to (batch, weights)."""
@@ -297,11 +299,14 @@ def _invert(blocks: Tensor) -> Tensor:
     outputs = blocks.shape[-1]
     mean = blocks.diagonal(dim1=-2, dim2=-1).sum(-1) / outputs
     floor = 1e-6 * mean + _FLOOR * mean.amax(1, keepdim=True) + torch.finfo(mean.dtype).tiny
-    eye = torch.eye(outputs, dtype=blocks.dtype, device=blocks.device)
-    lifted = (blocks + blocks.mT) / 2 + floor[..., None, None] * eye
+    # Blocks of many channels are the largest of all values: no more copies than it takes.
+    lifted = blocks + blocks.mT
+    lifted /= 2
+    lifted.diagonal(dim1=-2, dim2=-1).add_(floor[..., None])
     if outputs == 1:
         return 1 / lifted
     # MKL's batched LU fails, or never ends, on some sizes from 150 on.
-    factor = torch.linalg.cholesky_ex(lifted).L
-    root: Tensor = torch.linalg.solve_triangular(factor, eye, upper=False)
+    lifted = torch.linalg.cholesky_ex(lifted).L
+    eye = torch.eye(outputs, dtype=blocks.dtype, device=blocks.device)
+    root: Tensor = torch.linalg.solve_triangular(lifted, eye, upper=False)
     return root.mT @ root
