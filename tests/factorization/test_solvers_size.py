@@ -7,7 +7,7 @@ import torch
 
 from convfactor.conv.geometry import ConvGeometry
 from convfactor.factorization.budget import Budget
-from convfactor.factorization.families import full
+from convfactor.factorization.families import full, separable_pair
 from convfactor.factorization.solvers import Problem, Request, Size, dense
 from convfactor.factorization.solvers.chains import chain_structure
 
@@ -37,6 +37,14 @@ def test_a_dense_solve_allocates_no_more_than_was_said(shape):
         dense.solve(Request(problem, structure, budget=Budget(0)))
     largest = max(event.self_cpu_memory_usage for event in profile.events())
     assert largest <= Size.of(structure, structure.span).memory
+
+
+def test_a_pair_that_is_decomposed_at_once_needs_little_time():
+    kernel = ConvGeometry(256, 256, (5, 5))
+    structure = next(separable_pair(kernel)).structure((376,))
+    size = Size.of(structure, structure.span)
+    assert size.seconds < 10  # what factorize allows by itself
+    assert Size.of(structure, structure.span, dense_metric=True).seconds > size.seconds
 
 
 def test_huge_numbers_are_no_obstacle():

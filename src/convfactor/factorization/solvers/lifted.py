@@ -14,6 +14,8 @@ from convfactor.factorization.solvers.composition import Layout
 from convfactor.factorization.solvers.lift import Lift, Parts
 
 _ALTERNATIONS = 20
+# Side of a square matrix that is decomposed in some 5 s of one core, which nothing interrupts.
+_LARGEST_MATRIX = 2048
 
 
 def lifted(layout: Layout, kernel: Tensor, generator: torch.Generator, budget: Budget) -> Tensor:
@@ -47,8 +49,15 @@ def lifted(layout: Layout, kernel: Tensor, generator: torch.Generator, budget: B
 
 
 def is_matrix(layout: Layout) -> bool:
-    """Whether a cascade is a product of two matrices: two stages that meet each pixel once."""
-    return layout.stages == 2 and layout.groups == (1, 1) and layout.grid.is_free
+    """Whether a cascade is a product of two matrices that are soon decomposed.
+
+    These are two stages whose taps meet each pixel once.
+    """
+    if layout.stages != 2 or layout.groups != (1, 1) or not layout.grid.is_free:
+        return False
+    near, far = (math.prod(size) for size in layout.grid.sizes)
+    sides = layout.channels[0] * near, layout.channels[2] * far
+    return max(sides) * min(sides) ** 2 <= _LARGEST_MATRIX**3
 
 
 def _halved(layout: Layout, kernel: Tensor) -> Tensor:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from convfactor.conv.geometry import Pair
 from convfactor.conv.structure import Structure
-from convfactor.factorization.solvers.spectral import frequencies
+from convfactor.factorization.solvers.composition import Layout
+from convfactor.factorization.solvers.lifted import is_matrix
 
 _DOUBLE = 8
 # Measured on one core: multiplies of matrices, and values that are copied and rearranged.
@@ -53,6 +54,8 @@ class Size:
             work += 4.0 * groups * (inputs * pixels) ** 3
         if inputs == 1 and all(stage.groups == stage.in_channels for stage in stages[1:-1]):
             own = _chains(structure, pixels)
+        elif not dense_metric and is_matrix(Layout.of(structure)):
+            own = _matrix(structure)
         else:
             own = _stages(structure, window, dense_metric)
         held, moved, multiplied = own
@@ -72,11 +75,22 @@ def _chains(structure: Structure, pixels: int) -> tuple[float, float, float]:
     return 3.0 * taps * pixels, steps, steps * taps + split
 
 
+def _matrix(structure: Structure) -> tuple[float, float, float]:
+    """The same for two stages that are one matrix, which is decomposed."""
+    groups = structure.groups
+    first, last = structure.stages
+    inputs = first.in_channels // groups * math.prod(first.kernel_size)
+    outputs = last.out_channels // groups * math.prod(last.kernel_size)
+    values = 5.0 * groups * inputs * outputs
+    return values, values, 20.0 * groups * inputs * outputs * min(inputs, outputs)
+
+
 def _stages(structure: Structure, window: Pair, dense_metric: bool) -> tuple[float, float, float]:
     """The same for the lifted start and the preconditioner of stages that mix channels."""
     groups, (height, width) = structure.groups, window
     first = structure.stages[0].in_channels // groups
     last = structure.stages[-1].out_channels // groups
+    frequencies = (2 * height - 1) * width
     held = moved = work = 0.0
     spacings = structure.grid.spacings
     for index, (stage, (y, x)) in enumerate(zip(structure.stages, spacings, strict=True)):
@@ -93,7 +107,7 @@ def _stages(structure: Structure, window: Pair, dense_metric: bool) -> tuple[flo
         if index == 0 and not dense_metric:
             inputs = 1  # all channels of white noise are alike
         read = max(1, inputs // apart) * rows * cols
-        blocks = frequencies(window) * (read * inputs + inputs * outputs + outputs**2)
+        blocks = frequencies * (read * inputs + inputs * outputs + outputs**2)
         inverses = 3.0 * read * outputs**2 / apart
         held = max(held, 4.0 * (lifted + blocks)) + inverses
         moved += 4.0 * (lifted + blocks) + inverses

@@ -13,29 +13,13 @@ from convfactor.conv.geometry import Pair
 from convfactor.factorization.solvers.composition import Composition, Layout
 
 _FLOOR = 1e-9
-# Share of the frequencies at which every power would be told apart. After a draft, errors of SRCNN
-# and style layers are those of all of them within 1 %; with 0.5 some were 5 % larger.
-_GRID = 0.7
-
-
-def _grid(window: Pair) -> Pair:
-    """Frequencies (vertical, horizontal) of kernels of a window."""
-    height, width = (math.ceil(_GRID * (2 * side - 1)) for side in window)
-    return height, width
-
-
-def frequencies(window: Pair) -> int:
-    """Number of frequencies at which kernels of a window are looked at, conjugates left out."""
-    rows, cols = _grid(window)
-    return rows * (cols // 2 + 1)
 
 
 class Spectrum:
     """Frequencies at which kernels of one window are looked at, and the input's power there.
 
     Stationary input with the mean covariance over all pairs of taps at one distance (Bartlett's
-    estimate, so that no power is negative), at somewhat fewer frequencies than it takes to tell all
-    distances apart. White noise is represented exactly.
+    estimate, so that no power is negative). White noise is represented exactly.
 
     Args:
         covariance: Float64 (groups, in*H*W, in*H*W), or None for white noise.
@@ -48,21 +32,19 @@ class Spectrum:
         self, covariance: Tensor | None, channels: int, window: Pair, device: torch.device
     ) -> None:
         """Transform the covariance."""
-        rows, cols = _grid(window)
-        half = cols // 2 + 1
+        height, width = window
+        rows, cols = 2 * height - 1, 2 * width - 1
         dtype = torch.float64
         vertical = 2 * math.pi / rows * torch.arange(rows, dtype=dtype, device=device)
-        horizontal = 2 * math.pi / cols * torch.arange(half, dtype=dtype, device=device)
-        self.vertical = vertical.repeat_interleave(half)
+        horizontal = 2 * math.pi / cols * torch.arange(width, dtype=dtype, device=device)
+        self.vertical = vertical.repeat_interleave(width)
         self.horizontal = horizontal.repeat(rows)
-        share = torch.full((rows, half), 2 / (rows * cols), dtype=dtype, device=device)
+        share = torch.full((rows, width), 2 / (rows * cols), dtype=dtype, device=device)
         share[:, 0] /= 2
-        if cols % 2 == 0:
-            share[:, -1] /= 2
         self.share = share.flatten()
         self.power: Tensor | None = None
         if covariance is not None:
-            lags = _lags(covariance, channels, window, (rows, cols))
+            lags = _lags(covariance, channels, window)
             power = torch.fft.rfft2(lags).conj().flatten(-2).permute(0, 3, 1, 2)
             self.power = (power + power.mH) / 2
 
@@ -77,20 +59,20 @@ class Spectrum:
         return torch.polar(torch.ones_like(angle), -angle)
 
 
-def _lags(covariance: Tensor, channels: int, window: Pair, grid: Pair) -> Tensor:
-    """Mean covariance per distance, (groups, in, in, rows, cols), wrapped around a grid."""
-    (height, width), (rows, cols) = window, grid
+def _lags(covariance: Tensor, channels: int, window: Pair) -> Tensor:
+    """Mean covariance per distance, (groups, in, in, 2H-1, 2W-1), negative distances wrapped."""
+    height, width = window
     taps = covariance.view(-1, channels, height, width, channels, height, width)
-    lags = covariance.new_zeros(len(taps), channels, channels, rows, cols)
+    shape = (len(taps), channels, channels, 2 * height - 1, 2 * width - 1)
+    lags = covariance.new_zeros(shape)
     for dy in range(height):
         for dx in range(-width + 1, width):
             first = taps[:, :, dy:, max(dx, 0) : width + min(dx, 0)]
             pairs = first[..., : height - dy, max(-dx, 0) : width - max(dx, 0)]
             diagonal = pairs.diagonal(dim1=2, dim2=5).diagonal(dim1=2, dim2=4)
             mean = diagonal.sum((-1, -2)) / (height * width)
-            lags[..., dy % rows, dx % cols] += mean
-            if dy > 0:
-                lags[..., -dy % rows, -dx % cols] += mean.mT
+            lags[..., dy, dx] = mean
+            lags[..., -dy, -dx] = mean.mT
     return lags
 
 
@@ -267,7 +249,7 @@ def _covariance(power: Tensor, phase: Tensor, weighting: Tensor, sides: Pair) ->
 def _inverse_root(covariance: Tensor) -> Tensor:
     """A matrix whose square ``R R'`` is the inverse, lifted just enough to be definite."""
     eye = torch.eye(covariance.shape[-1], dtype=covariance.dtype, device=covariance.device)
-    floor = _FLOOR * covariance.flatten(1).norm(dim=1) + torch.finfo(covariance.dtype).tiny
+    floor = _FLOOR * covariance.diagonal(dim1=1, dim2=2).sum(1) + torch.finfo(covariance.dtype).tiny
     factor = torch.linalg.cholesky_ex(covariance + floor[:, None, None] * eye).L
     root: Tensor = torch.linalg.solve_triangular(factor, eye, upper=False).mT
     return root
@@ -303,8 +285,6 @@ def _invert(blocks: Tensor) -> Tensor:
     lifted = blocks + blocks.mT
     lifted /= 2
     lifted.diagonal(dim1=-2, dim2=-1).add_(floor[..., None])
-    if outputs == 1:
-        return 1 / lifted
     # MKL's batched LU fails, or never ends, on some sizes from 150 on.
     lifted = torch.linalg.cholesky_ex(lifted).L
     eye = torch.eye(outputs, dtype=blocks.dtype, device=blocks.device)
