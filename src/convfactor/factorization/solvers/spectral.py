@@ -130,7 +130,7 @@ class Preconditioner:
     seen through the gain ``Q(w)`` of the stages after, so its block is
     ``sum_w Q(w) x (P(w) x e(w) e(w)*)``. In the eigenbasis of the mean over ``Q``'s trace the
     second factor is nearly diagonal at every frequency, which leaves one small matrix over the
-    stage's outputs per eigenvector; of one output alone the block is that mean. Kronecker-factored
+    stage's outputs per eigenvector; of a depthwise stage the block is that mean. Kronecker-factored
     curvature (Martens and Grosse 2015; George et al. 2018) is the case of a single frequency.
 
     Args:
@@ -175,11 +175,12 @@ class Preconditioner:
             else:
                 own = _apart(power, groups)
             seen = None if seen is None else _apart(seen, groups)
-            if seen is None or seen.shape[-1] == 1:
+            if seen is None or (layout.is_apart(stage) and seen.shape[-1] == 1):
                 weighting = share.expand(len(own), size)
                 weighting = weighting if seen is None else weighting * seen[..., 0, 0].real
-                root = _inverse_root(_covariance(own, phase, weighting, sides))
-                self._add(root, root.new_ones(len(root), 1, root.shape[-1]), batch)
+                values, basis = torch.linalg.eigh(_covariance(own, phase, weighting, sides))
+                floor = _FLOOR * values[:, -1:] + torch.finfo(values.dtype).tiny
+                self._add(basis, 1 / (values.clamp_min(0) + floor)[:, None], batch)
             else:
                 if stage == 0 and first is not None:
                     basis, strength = (known.flatten(0, 1) for known in first)
@@ -246,15 +247,6 @@ def _covariance(power: Tensor, phase: Tensor, weighting: Tensor, sides: Pair) ->
     return (square + square.mT) / 2
 
 
-def _inverse_root(covariance: Tensor) -> Tensor:
-    """A matrix whose square ``R R'`` is the inverse, lifted just enough to be definite."""
-    eye = torch.eye(covariance.shape[-1], dtype=covariance.dtype, device=covariance.device)
-    floor = _FLOOR * covariance.diagonal(dim1=1, dim2=2).sum(1) + torch.finfo(covariance.dtype).tiny
-    factor = torch.linalg.cholesky_ex(covariance + floor[:, None, None] * eye).L
-    root: Tensor = torch.linalg.solve_triangular(factor, eye, upper=False).mT
-    return root
-
-
 def _distances(phase: Tensor, sides: Pair) -> tuple[Tensor, Tensor]:
     """Phase of each distance between two taps, and which distance it is of (tap, tap)."""
     rows, cols = sides
@@ -285,6 +277,8 @@ def _invert(blocks: Tensor) -> Tensor:
     lifted = blocks + blocks.mT
     lifted /= 2
     lifted.diagonal(dim1=-2, dim2=-1).add_(floor[..., None])
+    if outputs == 1:
+        return 1 / lifted
     # MKL's batched LU fails, or never ends, on some sizes from 150 on.
     lifted = torch.linalg.cholesky_ex(lifted).L
     eye = torch.eye(outputs, dtype=blocks.dtype, device=blocks.device)
