@@ -87,9 +87,8 @@ def test_the_separable_pair_is_the_best_of_its_rank() -> None:
 def test_the_best_of_a_dilated_pair_that_meets_every_tap_once_is_known() -> None:
     weight = random_kernel(6, 4, 9, 9)
     structure = Structure((StageShape(4, 5, (3, 3)), StageShape(5, 6, (3, 3), dilation=(3, 3))))
-    apart = weight.unflatten(3, (3, 3)).unflatten(
-        2, (3, 3)
-    )  # out, in, far y, near y, far x, near x
+    # Output, input, far row, near row, far column, near column.
+    apart = weight.unflatten(3, (3, 3)).unflatten(2, (3, 3))
     matrix = apart.permute(0, 2, 4, 1, 3, 5).reshape(54, 36)
     values = torch.linalg.svdvals(matrix)
     best = float(values[5:].norm() / values.norm())

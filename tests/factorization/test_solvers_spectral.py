@@ -44,7 +44,7 @@ def test_gains_of_channels_kept_apart_are_those_of_the_matrix(outputs: int) -> N
 
 
 @pytest.mark.parametrize("stage", [1, 2])
-def test_blocks_that_need_no_basis_are_the_inverse_of_gauss_newton(stage: int) -> None:
+def test_blocks_of_single_channels_are_the_inverse_of_gauss_newton(stage: int) -> None:
     # Exact for white noise: the block of a stage with one output, and that of the last stage.
     layout = Layout.of(
         Structure((StageShape(1, 1, (2, 2)), StageShape(1, 1, (3, 3)), StageShape(1, 1, (2, 2))))

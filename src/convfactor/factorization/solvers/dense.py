@@ -88,9 +88,7 @@ def solve(request: Request) -> Cascade:
         reduction = reduction.transposed(layout.channels[0])
         layout = layout.transposed
     known = reduction.covariance is None and is_matrix(layout)
-    draws = 0 if known else min(int(_DRAWING / _work(layout, reduction)), _DRAWS)
-    if sum(layout.counts) <= _FEW and not known:
-        draws = max(draws, _MANY_DRAWS // problem.groups)
+    draws = 0 if known else _draws(layout, reduction)
     flats = []
     if polyadic.handles(layout):
         flats.append(polyadic.polyadic(layout, reduction, request, generator))
@@ -101,7 +99,7 @@ def solve(request: Request) -> Cascade:
     flats.append(drawn(layout, draws * problem.groups, generator).to(reduction.target.device))
     flats = [_refit(layout, reduction, torch.cat(flats)), *given]
     descent = Descent(layout, reduction, torch.cat(flats))
-    if layout.stages == 1 or known:  # of one stage alone, least squares is the answer
+    if known or layout.stages == 1:  # of one stage alone, least squares is the answer
         flat = descent.flat[_best(descent.loss, problem.groups)]
     else:
         limits = _limits(request.effort, layout, reduction)
@@ -163,6 +161,14 @@ def _descend(descent: Descent, trial: int, limits: _Limits, request: Request) ->
         if iteration >= _SOONEST and len(history) > limits.window and bool(settled.all()):
             break
     return descent.flat[_best(descent.loss, groups)]
+
+
+def _draws(layout: Layout, reduction: Reduction) -> int:
+    """How many random starts each group gets."""
+    draws = min(int(_DRAWING / _work(layout, reduction)), _DRAWS)
+    if sum(layout.counts) <= _FEW:
+        draws = max(draws, _MANY_DRAWS // len(reduction.target))
+    return draws
 
 
 def _limits(effort: Effort, layout: Layout, reduction: Reduction) -> _Limits:

@@ -12,6 +12,7 @@ from convfactor.conv.grid import positions
 from convfactor.factorization.budget import Budget
 from convfactor.factorization.solvers.composition import Layout
 from convfactor.factorization.solvers.lift import Lift, Parts
+from convfactor.factorization.solvers.separable import leading
 
 _ALTERNATIONS = 20
 # Side of a square matrix that is decomposed in some 5 s of one core, which nothing interrupts.
@@ -71,11 +72,9 @@ def _halved(layout: Layout, kernel: Tensor) -> Tensor:
     )
     taps = kernel.unflatten(2, (inputs, -1))[..., far[:, None] + near]
     matrix = taps.transpose(2, 3).reshape(groups, outputs * len(far), inputs * len(near))
-    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
-    missing = max(0, rank - values.shape[1])
-    first = F.pad(right, (0, 0, 0, missing))[:, :rank]
-    last = F.pad(left * values[:, None], (0, missing))[..., :rank]
-    last = last.unflatten(1, (outputs, -1)).transpose(2, 3)
+    rows, cols = matrix.shape[1:]
+    first, last = leading(matrix.mT, ((cols, 1), (1, rows)), rank)
+    last = last.view(groups, rank, outputs, -1).transpose(1, 2)
     return torch.cat([first.flatten(1), last.flatten(1)], 1)
 
 

@@ -175,9 +175,10 @@ class Preconditioner:
             else:
                 own = _apart(power, groups)
             seen = None if seen is None else _apart(seen, groups)
+            weighting = share.expand(len(own), size)
+            if seen is not None:
+                weighting = weighting * seen.diagonal(dim1=-2, dim2=-1).real.sum(-1)
             if seen is None or (layout.is_apart(stage) and seen.shape[-1] == 1):
-                weighting = share.expand(len(own), size)
-                weighting = weighting if seen is None else weighting * seen[..., 0, 0].real
                 values, basis = torch.linalg.eigh(_covariance(own, phase, weighting, sides))
                 floor = _FLOOR * values[:, -1:] + torch.finfo(values.dtype).tiny
                 self._add(basis, 1 / (values.clamp_min(0) + floor)[:, None], batch)
@@ -185,7 +186,6 @@ class Preconditioner:
                 if stage == 0 and first is not None:
                     basis, strength = (known.flatten(0, 1) for known in first)
                 else:
-                    weighting = share * seen.diagonal(dim1=-2, dim2=-1).real.sum(-1)
                     _, basis = torch.linalg.eigh(_covariance(own, phase, weighting, sides))
                     strength = _strength(basis, own, phase) * share[:, None]
                 if stage == 0:
