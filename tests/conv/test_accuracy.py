@@ -36,7 +36,7 @@ def test_errors_are_those_of_the_definition():
     wrong = 0.01 * torch.randn(3, 4, 6, 5, generator=generator)
     border = torch.zeros(6, 5, dtype=torch.bool)
     border[0] = True
-    meter = ErrorMeter()
+    meter = ErrorMeter(4)
     for x, d in zip(true[:2], wrong[:2], strict=True):
         meter.add(x, x + d, border)
     meter.add(true[2:], true[2:] + wrong[2:], border)
@@ -55,21 +55,21 @@ def test_errors_are_those_of_the_definition():
 
 def test_an_output_that_never_varies_has_no_scale():
     flat = torch.ones(1, 2, 4, 4)
-    exact, off = ErrorMeter(), ErrorMeter()
+    exact, off = ErrorMeter(2), ErrorMeter(2)
     exact.add(flat, flat)
     off.add(flat, flat + 1)
     assert exact.errors().pooled == 0
     assert exact.errors().border is None
     assert off.errors().pooled == off.errors().worst_channel == math.inf
     with pytest.raises(ValueError, match="no outputs"):
-        ErrorMeter().errors()
+        ErrorMeter(2).errors()
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("batch", [0, 1])
 @pytest.mark.parametrize("channel", [0, 1])
 def test_what_is_no_number_is_infinitely_far_off(value, batch, channel):
-    meter = ErrorMeter()
+    meter = ErrorMeter(2)
     for i in range(2):
         true = torch.arange(32.0).reshape(1, 2, 4, 4)
         got = true + 0.1

@@ -19,7 +19,7 @@ from convfactor.model.inputs import ModelInputs
 from convfactor.model.outputs import RUNS, difference, runs, structural_difference
 from convfactor.model.reasons import Reason
 from convfactor.planning.stand_ins import exact_layer
-from convfactor.plans.decisions import Decision, Replaced
+from convfactor.plans.decisions import Replaced
 from convfactor.plans.plan import Plan
 
 # How many times the error of all layers together may be found at the output: measured on
@@ -149,8 +149,8 @@ class Judge:
 
     def _probed(self, chosen: Plan) -> tuple[str | None, dict[int, float]]:
         """Run the model with probes: what differs, and the errors of the layers."""
-        meters = {i: _meter(chosen.entries[i].decision) for i in chosen.replaced}
-        probes: dict[int, list[Probe]] = {i: [] for i in _cascades(chosen)}
+        meters = _meters(chosen)
+        probes: dict[int, list[Probe]] = {i: [] for i in meters}
 
         def make(index: int, weight: Tensor, bias: Tensor | None) -> CascadeConv2d:
             geometry = chosen.entries[index].subject.laid
@@ -173,9 +173,8 @@ class Judge:
             return self._blame(fault), {}
         if missing is not None:
             return "the forward reaches the layer past the module that it is registered in", {}
-        return None, {
-            i: meter.errors().pooled if meter.seen else 0.0 for i, meter in meters.items()
-        }
+        found = {i: meter.errors().pooled for i, meter in meters.items() if meter.seen}
+        return None, dict.fromkeys(chosen.replaced, 0.0) | found
 
     def _blame(self, fault: str) -> str:
         """Say why two models differ that should not."""
@@ -193,14 +192,13 @@ def only(chosen: Plan, index: int) -> Plan:
     return functools.reduce(lambda plan, other: plan.keeping(other, ""), others, chosen)
 
 
-def _cascades(chosen: Plan) -> list[int]:
-    """Indices of the entries that a cascade replaces."""
-    return [i for i, e in enumerate(chosen.entries) if isinstance(e.decision, Replaced)]
-
-
-def _meter(decision: Decision) -> ErrorMeter:
-    """What measures the error of a layer, as the plan does."""
-    return ErrorMeter(decision.gains if isinstance(decision, Replaced) else None)
+def _meters(chosen: Plan) -> dict[int, ErrorMeter]:
+    """What measures the errors of the cascades, as the plan does, by their entries."""
+    return {
+        i: ErrorMeter(e.decision.cascade.structure.stages[-1].out_channels, e.decision.gains)
+        for i, e in enumerate(chosen.entries)
+        if isinstance(e.decision, Replaced)
+    }
 
 
 def _undone(fault: str) -> Reason:
