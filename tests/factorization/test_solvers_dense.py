@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -276,3 +277,26 @@ def test_narrow_cascades_come_back(channels, size, seed):
     structure = chain(*channels, sizes=[size] * 3)
     problem = Problem.from_weight(Cascade.random(structure, seed).compose())
     assert problem.error(dense.solve(Request(problem, structure))) <= 1e-10
+
+
+def test_a_search_that_has_little_time_ends_where_it_stays_far_off(monkeypatch) -> None:
+    draft = dense._LIMITS["draft"]
+    monkeypatch.setitem(dense._LIMITS, "draft", replace(draft, work=0.0))  # the least steps
+    structure = chain(8, 6, 6, 8)
+
+    def shares(weight: torch.Tensor, needed: float) -> tuple[list[float], float]:
+        told: list[float] = []
+        problem = Problem(weight[None])
+        error = solved(problem, structure, effort="draft", needed=needed,
+                       progress=lambda share, _: told.append(share))[1]  # fmt: skip
+        return told, error
+
+    hopeless = random_kernel(8, 8, 7, 7)
+    whole, least = shares(hopeless, 0.0)
+    cut, error = shares(hopeless, 0.01)
+    assert len(cut) < len(whole) / 2
+    assert least <= error < 1.05 * least
+    assert shares(hopeless, error)[0] == whole  # near enough to go on
+    for seed in range(4, 8):  # those that come to an end in these steps at all
+        narrow = Problem(Cascade.random(chain(8, 4, 4, 8), seed).compose()[None])
+        assert solved(narrow, chain(8, 4, 4, 8), effort="draft", needed=0.01)[1] < 0.002

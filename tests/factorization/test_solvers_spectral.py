@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from convfactor.conv.structure import StageShape, Structure
+from convfactor.factorization.solvers import spectral
 from convfactor.factorization.solvers.composition import Composition, Layout
-from convfactor.factorization.solvers.spectral import Gain, Preconditioner, Spectrum
+from convfactor.factorization.solvers.spectral import Gain, Hermitian, Preconditioner, Spectrum
 
 
 def structure(groups: int, outputs: int = 6) -> Structure:
@@ -38,9 +39,39 @@ def test_gains_of_channels_kept_apart_are_those_of_the_matrix(outputs: int) -> N
     written = Gain(torch.einsum("boiq,wq->bwoi", taps, phase), 0)
     before, after = (Gain.of(point, i, spectrum.phases(layout, i)) for i in (0, 2))
     power, seen = before.passed(None), after.seen_through(None)
-    torch.testing.assert_close(own.passed(power), written.passed(power))
-    torch.testing.assert_close(own.seen_through(seen), written.seen_through(seen))
-    torch.testing.assert_close(own.seen_through(None), written.seen_through(None))
+    pairs = [
+        (own.passed(power), written.passed(power)),
+        (own.seen_through(seen), written.seen_through(seen)),
+        (own.seen_through(None), written.seen_through(None)),
+    ]
+    for one, other in pairs:
+        torch.testing.assert_close(one.whole(), other.whole())
+        torch.testing.assert_close(one.diagonal(), other.diagonal())
+
+
+@pytest.mark.parametrize("groups", [1, 2, 3, 6])
+def test_matrices_are_the_same_in_parts_and_in_blocks(groups: int, monkeypatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    root, scale = (
+        torch.randn(size, generator=generator, dtype=torch.complex128)
+        for size in ((2, 1, 6, 6), (2, 5, 6))
+    )
+    matrices = Hermitian(root @ root.mH).scaled(scale)
+    diagonal = torch.diag_embed(scale)
+    written = diagonal @ (root @ root.mH) @ diagonal.mH
+    monkeypatch.setattr(spectral, "PART", 2 * 2 * 6 * 6)
+    parts = list(matrices.parts(5))
+    assert [part.shape[1] for _, part in parts] == [2, 2, 1]
+    torch.testing.assert_close(torch.cat([part for _, part in parts], 1), written)
+    blocks = matrices.blocks(groups)
+    size = 6 // groups
+    for i in range(2 * groups):
+        at = slice(i % groups * size, (i % groups + 1) * size)
+        torch.testing.assert_close(blocks.whole()[i], written[i // groups, :, at, at])
+    torch.testing.assert_close(
+        blocks.diagonal().to(written.dtype),
+        blocks.whole().diagonal(dim1=-2, dim2=-1),
+    )
 
 
 @pytest.mark.parametrize("stage", [1, 2])

@@ -9,7 +9,7 @@ from convfactor.factorization.factorization import Factorization
 from convfactor.factorization.factorizer import Factorizer
 from convfactor.factorization.families import families, full
 from convfactor.factorization.question import size_name
-from convfactor.factorization.search import DRAFT_SLACK, Ladder
+from convfactor.factorization.search import DRAFT_SLACK, Ladder, draft_limit
 
 # Of the time limit, for finding out what would have met the tolerance.
 SHARE_OF_ADVICE = 0.2
@@ -19,6 +19,7 @@ OUT_OF_REACH = 2.0
 
 def cheapest(factorizer: Factorizer, tolerance: float) -> Factorization:
     """The cascade of fewest multiplies that meets the tolerance, or the best cheaper one."""
+    factorizer = replace(factorizer, needed=draft_limit(tolerance))
     macs, budget = factorizer.kernel.macs, factorizer.budget
     best: Ladder[Structure, Factorization] | None = None
     missed: list[tuple[Factorization, Ladder[Structure, Factorization]]] = []

@@ -45,6 +45,7 @@ class Factorizer:
         report: Called while a structure is solved.
         budget: Time that all solves together may take.
         scales: How much its channels count.
+        needed: Error above which a draft is of no use; 0 for none.
     """
 
     weight: Tensor
@@ -56,6 +57,7 @@ class Factorizer:
     report: Report = silent
     budget: Budget = field(default_factory=Budget)
     scales: Scales = field(default_factory=Scales)
+    needed: float = 0.0
 
     def problem(self, structure: Structure) -> Problem:
         """The problem on the smallest window that holds the kernel and the structure."""
@@ -139,6 +141,7 @@ class Factorizer:
             seed=self.seed,
             ridge=self.ridge,
             effort=effort,
+            needed=self.needed if effort == "draft" else 0.0,
             progress=lambda share, error: self.report(structure, share, error),
             budget=self.budget,
         )

@@ -14,6 +14,14 @@ DRAFT_SLACK = 1.25
 EXACT = 1e-3
 
 
+def draft_limit(tolerance: float) -> float:
+    """Error above which a draft tells no more than that it misses a tolerance; 0 for none.
+
+    On the way to an exact answer, a search may stay far off for long.
+    """
+    return DRAFT_SLACK * tolerance if tolerance > EXACT else 0.0
+
+
 class Attempt(Protocol):
     """The outcome of one solve as far as a search needs it."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -27,6 +28,11 @@ _TRIAL = 50
 _LONG_TRIAL = 400
 _SOONEST = 100
 _EXACT = 1e-28
+# A search may come down to a third, or to an exact answer, after 100 steps without much progress.
+# One that may take no more than the least steps has no time for that: where it is further above
+# what is needed, it is believed to become three times as fast, no more.
+_FAR, _FASTER = 4.0, 3.0
+_TOLD = 20
 # Error of a kernel rounded to single precision; that of half precision is worth no less care.
 _SINGLE = 1e-7
 
@@ -143,6 +149,8 @@ def _descend(descent: Descent, trial: int, limits: _Limits, request: Request) ->
     """Descend from several starts, after a trial only from each group's best."""
     groups = descent.groups
     history: list[Tensor] = []
+    least: list[float] = []
+    needed = request.needed if limits.most <= limits.least else 0.0
     exact = max(_EXACT, min(request.problem.rounding, _SINGLE) ** 2)
     for iteration in range(limits.most):
         lowest = float(descent.loss.view(-1, groups).amin(0).mean())
@@ -160,7 +168,26 @@ def _descend(descent: Descent, trial: int, limits: _Limits, request: Request) ->
         settled = now > (1 - limits.settled) * earlier
         if iteration >= _SOONEST and len(history) > limits.window and bool(settled.all()):
             break
+        least.append(float(descent.loss.amin()))
+        if needed and _hopeless(least, limits.most, needed):
+            break
     return descent.flat[_best(descent.loss, groups)]
+
+
+def _hopeless(least: Sequence[float], most: int, needed: float) -> bool:
+    """Whether a search is far above the error that is needed and comes down too slowly.
+
+    Args:
+        least: Squared error of the best group after each iteration.
+        most: Iterations allowed.
+        needed: Relative error.
+    """
+    count, now = len(least), least[-1]
+    if count < _TOLD or now < (_FAR * needed) ** 2:
+        return False
+    half = count // 2
+    fall = math.log(least[half] / now) / (count - 1 - half)
+    return now * math.exp(-_FASTER * fall * (most - count)) > needed**2
 
 
 def _draws(layout: Layout, reduction: Reduction) -> int:

@@ -29,6 +29,8 @@ class Request:
         ridge: White noise added to the input patches, relative to their mean power: it keeps the
             composed kernel near the target where the covariance does not say.
         effort: "draft" for an answer good enough to search with, "full" for the best one.
+        needed: Relative error above which an answer is of no use: a search that may take few steps,
+            is far above it and comes down too slowly, ends. 0 for the best answer whatever it is.
         progress: Called with the share of the work done and the relative error reached.
         budget: Time to stop after, with the best so far.
     """
@@ -39,5 +41,6 @@ class Request:
     seed: int = 0
     ridge: float = 0.0
     effort: Effort = "full"
+    needed: float = 0.0
     progress: Progress = lambda share, error: None
     budget: Budget = field(default_factory=Budget)

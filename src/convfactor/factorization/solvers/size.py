@@ -9,6 +9,7 @@ from convfactor.conv.geometry import Pair
 from convfactor.conv.structure import Structure
 from convfactor.factorization.solvers.composition import Layout
 from convfactor.factorization.solvers.lifted import is_matrix
+from convfactor.factorization.solvers.spectral import PART
 
 _DOUBLE = 8
 # Measured on one core: multiplies of matrices, and values that are copied and rearranged.
@@ -90,8 +91,8 @@ def _stages(structure: Structure, window: Pair, dense_metric: bool) -> tuple[flo
     groups, (height, width) = structure.groups, window
     first = structure.stages[0].in_channels // groups
     last = structure.stages[-1].out_channels // groups
-    frequencies = (2 * height - 1) * width
-    held = moved = work = 0.0
+    frequencies = 1.0 * (2 * height - 1) * width
+    kept = passing = moved = work = 0.0
     spacings = structure.grid.spacings
     for index, (stage, (y, x)) in enumerate(zip(structure.stages, spacings, strict=True)):
         inputs, outputs = stage.in_channels // groups, stage.out_channels // groups
@@ -102,14 +103,20 @@ def _stages(structure: Structure, window: Pair, dense_metric: bool) -> tuple[flo
         if apart == 1:
             lifted = 1.0 * last * height * width * inputs * rows * cols
             work += 4 * lifted * outputs
+            end = index == len(spacings) - 1 or (index == 0 and not dense_metric)
+            alike = end and (rows, cols) == (1, 1)
+            spectra = (1.0 if alike else frequencies) * (inputs * outputs + outputs**2)
         else:
             lifted = 4.0 * outputs * first * math.prod(window)
+            spectra = frequencies * outputs
         if index == 0 and not dense_metric:
             inputs = 1  # all channels of white noise are alike
         read = max(1, inputs // apart) * rows * cols
-        blocks = frequencies * (read * inputs + inputs * outputs + outputs**2)
-        inverses = 3.0 * read * outputs**2 / apart
-        held = max(held, 4.0 * (lifted + blocks)) + inverses
-        moved += 4.0 * (lifted + blocks) + inverses
+        strengths = 1.0 * frequencies * read
+        inverses = 1.0 * read * outputs**2 / apart
+        kept += 2 * spectra + strengths + inverses + apart * read**2
+        passing = max(passing, 4 * (lifted + spectra) + 3 * apart * read**2)
+        moved += 4 * (lifted + spectra + strengths * max(1, inputs // apart)) + 3 * inverses
         work += (4.0 * read**3 + 0.4 * read * (outputs / apart) ** 3) * apart
+    held = kept + passing + 8 * PART
     return groups * held, groups * moved, groups * work

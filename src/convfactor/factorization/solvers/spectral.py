@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +15,8 @@ from convfactor.conv.geometry import Pair
 from convfactor.factorization.solvers.composition import Composition, Layout
 
 _FLOOR = 1e-9
+# Complex values made at a time where all frequencies together would take much memory.
+PART = 1 << 22
 
 
 class Spectrum:
@@ -77,12 +81,70 @@ def _lags(covariance: Tensor, channels: int, window: Pair) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
+class Hermitian:
+    """Hermitian matrices at every frequency, ``diag(scale) core diag(scale)*``.
+
+    Stages that keep their channels apart change the scale alone, so that however many of them
+    share one core.
+
+    Attributes:
+        core: (batch, frequencies, k, k), or of one frequency where all are alike.
+        scale: (batch, frequencies, k); None for ones.
+    """
+
+    core: Tensor
+    scale: Tensor | None = None
+
+    @property
+    def channels(self) -> int:
+        """How many, k."""
+        return self.core.shape[-1]
+
+    def scaled(self, values: Tensor) -> Hermitian:
+        """The matrices between two diagonal ones, of (batch, frequencies, k) and its conjugate."""
+        return Hermitian(self.core, values if self.scale is None else self.scale * values)
+
+    def diagonal(self) -> Tensor:
+        """Their real diagonals, (batch, frequencies or 1, k)."""
+        own = self.core.diagonal(dim1=-2, dim2=-1).real
+        return own if self.scale is None else own * (self.scale * self.scale.conj()).real
+
+    def whole(self, at: slice = slice(None)) -> Tensor:
+        """The matrices at some frequencies, or one where all are alike."""
+        core = self.core if self.core.shape[1] == 1 else self.core[:, at]
+        if self.scale is None:
+            return core
+        scale = self.scale[:, at]
+        product: Tensor = scale[..., :, None] * core * scale[..., None, :].conj()
+        return product
+
+    def parts(self, frequencies: int) -> Iterator[tuple[slice, Tensor]]:
+        """The matrices of some frequencies after the other, (batch, part, k, k), and which."""
+        step = frequencies
+        if self.scale is not None or self.core.shape[1] < frequencies:
+            step = max(1, PART // self.core[:, 0].numel())
+        for start in range(0, frequencies, step):
+            at = slice(start, min(start + step, frequencies))
+            yield at, self.whole(at).expand(-1, at.stop - at.start, -1, -1)
+
+    def blocks(self, groups: int) -> Hermitian:
+        """Their blocks of groups of channels, rows of the batch first and groups after them."""
+        if groups == 1:
+            return self
+        if groups == self.channels:
+            own = self.diagonal().mT.flatten(0, 1)[..., None, None]
+            return Hermitian(own.to(self.core.dtype))
+        apart = diagonal_blocks(self.whole().movedim(1, -1), groups)
+        return Hermitian(apart.movedim(-1, 2).flatten(0, 1))
+
+
+@dataclass(frozen=True, eq=False)
 class Gain:
     """What a stage does to its channels at each frequency.
 
     Attributes:
-        values: (batch, frequencies, out, in); of a stage that keeps its channels apart, one factor
-            for each output, (batch, frequencies, out).
+        values: (batch, frequencies, out, in), of one frequency for a stage of one tap; of a stage
+            that keeps its channels apart, one factor for each output, (batch, frequencies, out).
         copies: Outputs for each input of a stage that keeps them apart; 0 for others.
     """
 
@@ -97,30 +159,36 @@ class Gain:
             copies = layout.channels[stage + 1] // layout.channels[stage]
             return cls(phase @ weight.to(phase.dtype).mT, copies)
         taps = layout.dense(weight, stage).to(phase.dtype)
+        if phase.shape[1] == 1:
+            phase = phase[:1]
         return cls(torch.einsum("boiq,wq->bwoi", taps, phase), 0)
 
-    def passed(self, power: Tensor | None) -> Tensor:
-        """Power behind the stage, of the power (batch, frequencies, in, in) in front or of ones."""
+    def passed(self, power: Hermitian | None) -> Hermitian:
+        """Power behind the stage, of that in front or of ones."""
         values = self.values
         if not self.copies:
-            behind: Tensor = (values if power is None else values @ power) @ values.mH
-            return behind
+            ahead = values if power is None else values @ power.whole()
+            return Hermitian(ahead @ values.mH)
         assert power is not None
-        power = power.repeat_interleave(self.copies, -1).repeat_interleave(self.copies, -2)
-        return values[..., :, None] * power * values[..., None, :].conj()
+        if self.copies > 1:
+            whole = power.whole().repeat_interleave(self.copies, -1)
+            power = Hermitian(whole.repeat_interleave(self.copies, -2))
+        return power.scaled(values)
 
-    def seen_through(self, seen: Tensor | None) -> Tensor:
+    def seen_through(self, seen: Hermitian | None) -> Hermitian:
         """Gain from the stage's inputs to the output, of that from its outputs or of ones."""
         values = self.values
         if not self.copies:
-            ahead: Tensor = values.mH @ (values if seen is None else seen @ values)
-            return ahead
+            behind = values if seen is None else seen.whole() @ values
+            return Hermitian(values.mH @ behind)
         if seen is None:
-            own = (values * values.conj()).unflatten(-1, (-1, self.copies)).sum(-1)
-            return torch.diag_embed(own)
-        outer = values[..., :, None].conj() * values[..., None, :] * seen
-        apart: Tensor = outer.unflatten(-1, (-1, self.copies)).unflatten(-3, (-1, self.copies))
-        return apart.sum((-1, -3))
+            eye = torch.eye(values.shape[-1], dtype=values.dtype, device=values.device)
+            seen = Hermitian(eye.expand(len(values), 1, -1, -1))
+        seen = seen.scaled(values.conj())
+        if self.copies == 1:
+            return seen
+        apart = seen.whole().unflatten(-1, (-1, self.copies)).unflatten(-3, (-1, self.copies))
+        return Hermitian(apart.sum((-1, -3)))
 
 
 class Preconditioner:
@@ -153,7 +221,7 @@ class Preconditioner:
         phases = [spectrum.phases(layout, stage) for stage in range(layout.stages)]
         gains = [Gain.of(point, stage, phase) for stage, phase in enumerate(phases)]
         batch = len(point.weights[0])
-        outer: list[Tensor | None] = [None]
+        outer: list[Hermitian | None] = [None]
         for gain in gains[:0:-1]:
             outer.append(gain.seen_through(outer[-1]))
         outer.reverse()
@@ -162,23 +230,24 @@ class Preconditioner:
         self._copies = [1] * layout.stages
         if spectrum.power is None:
             self._copies[0] = layout.channels[0] // layout.groups[0]
-            power = torch.ones(batch, size, 1, 1, dtype=torch.complex128, device=share.device)
+            ones = torch.ones(batch, 1, 1, 1, dtype=torch.complex128, device=share.device)
+            power = Hermitian(ones)
         else:
-            power = spectrum.power.repeat(batch // len(spectrum.power), 1, 1, 1)
+            power = Hermitian(spectrum.power.repeat(batch // len(spectrum.power), 1, 1, 1))
         self._bases: list[Tensor] = []
         self._inverses: list[Tensor] = []
         self.first: tuple[Tensor, Tensor] | None = None
         for stage, (gain, phase, seen) in enumerate(zip(gains, phases, outer, strict=True)):
             groups, sides = layout.groups[stage], layout.grid.sizes[stage]
             if stage == 0 and alike:
-                own = power.repeat_interleave(groups, 0)
+                own = Hermitian(power.core.repeat_interleave(groups, 0))
             else:
-                own = _apart(power, groups)
-            seen = None if seen is None else _apart(seen, groups)
-            weighting = share.expand(len(own), size)
+                own = power.blocks(groups)
+            seen = None if seen is None else seen.blocks(groups)
+            weighting = share.expand(batch * groups, size)
             if seen is not None:
-                weighting = weighting * seen.diagonal(dim1=-2, dim2=-1).real.sum(-1)
-            if seen is None or (layout.is_apart(stage) and seen.shape[-1] == 1):
+                weighting = weighting * seen.diagonal().sum(-1)
+            if seen is None or (layout.is_apart(stage) and seen.channels == 1):
                 values, basis = torch.linalg.eigh(_covariance(own, phase, weighting, sides))
                 floor = _FLOOR * values[:, -1:] + torch.finfo(values.dtype).tiny
                 self._add(basis, 1 / (values.clamp_min(0) + floor)[:, None], batch)
@@ -190,9 +259,7 @@ class Preconditioner:
                     strength = _strength(basis, own, phase) * share[:, None]
                 if stage == 0:
                     self.first = basis.unflatten(0, (batch, -1)), strength.unflatten(0, (batch, -1))
-                parts = torch.view_as_real(seen)[..., 0].flatten(2)
-                blocks = (strength.mT @ parts).unflatten(2, seen.shape[-2:])
-                self._add(basis, _invert(blocks), batch)
+                self._add(basis, _invert(_blocks(strength, seen)), batch)
             if stage + 1 < layout.stages:
                 power = gain.passed(None if stage == 0 and alike else power)
 
@@ -228,20 +295,18 @@ class Preconditioner:
         return torch.cat(parts, 1)
 
 
-def _apart(values: Tensor, groups: int) -> Tensor:
-    """Blocks of a stage's groups, (batch * groups, frequencies, k, k)."""
-    return diagonal_blocks(values.movedim(1, -1), groups).movedim(-1, 2).flatten(0, 1)
-
-
-def _covariance(power: Tensor, phase: Tensor, weighting: Tensor, sides: Pair) -> Tensor:
+def _covariance(power: Hermitian, phase: Tensor, weighting: Tensor, sides: Pair) -> Tensor:
     """The stage's mean input covariance, (batch, in * kH * kW, in * kH * kW).
 
     The covariance of two taps depends on their distance only, of which there are far fewer.
     """
-    channels = power.shape[-1]
-    weighted = (weighting[..., None, None] * power).flatten(2)
+    channels = power.channels
     distances, index = _distances(phase, sides)
-    covariance = (weighted.mT @ distances).real[..., index]
+    parts = (
+        ((weighting[:, at, None, None] * part).flatten(2).mT @ distances[at]).real
+        for at, part in power.parts(len(phase))
+    )
+    covariance = functools.reduce(torch.add, parts)[..., index]
     covariance = covariance.unflatten(1, (channels, channels)).transpose(2, 3)
     square: Tensor = covariance.flatten(3).flatten(1, 2)
     return (square + square.mT) / 2
@@ -260,27 +325,44 @@ def _distances(phase: Tensor, sides: Pair) -> tuple[Tensor, Tensor]:
     return (down[:, :, None] * across[:, None, :]).flatten(1), index
 
 
-def _strength(basis: Tensor, power: Tensor, phase: Tensor) -> Tensor:
+def _strength(basis: Tensor, power: Hermitian, phase: Tensor) -> Tensor:
     """Power along each basis vector at each frequency, (batch, frequencies, in * kH * kW)."""
-    taps = basis.unflatten(1, (power.shape[-1], -1)).to(torch.complex128)
-    response = torch.einsum("bmqk,wq->bwkm", taps, phase)
-    strength: Tensor = torch.linalg.vecdot(response, response @ power).real
-    return strength
+    taps = basis.unflatten(1, (power.channels, -1)).to(torch.complex128)
+    step = max(1, PART // taps[:, :, 0].numel())
+    strengths = []
+    for start in range(0, len(phase), step):
+        at = slice(start, start + step)
+        response = torch.einsum("bmqk,wq->bwkm", taps, phase[at])
+        strengths.append(torch.linalg.vecdot(response, response @ power.whole(at)).real)
+    return torch.cat(strengths, 1)
+
+
+def _blocks(strength: Tensor, seen: Hermitian) -> Tensor:
+    """Sum what is seen by the strength of each basis vector, (batch, in * kH * kW, out, out)."""
+    parts = (
+        strength[:, at].mT @ torch.view_as_real(part)[..., 0].flatten(2)
+        for at, part in seen.parts(strength.shape[1])
+    )
+    blocks: Tensor = functools.reduce(torch.add, parts).unflatten(2, (seen.channels, -1))
+    return blocks
 
 
 def _invert(blocks: Tensor) -> Tensor:
-    """Invert symmetric (batch, k, out, out), lifted just enough to be definite."""
+    """Invert symmetric (batch, k, out, out), lifted just enough to be definite, in their place."""
     outputs = blocks.shape[-1]
     mean = blocks.diagonal(dim1=-2, dim2=-1).sum(-1) / outputs
     floor = 1e-6 * mean + _FLOOR * mean.amax(1, keepdim=True) + torch.finfo(mean.dtype).tiny
-    # Blocks of many channels are the largest of all values: no more copies than it takes.
-    lifted = blocks + blocks.mT
-    lifted /= 2
-    lifted.diagonal(dim1=-2, dim2=-1).add_(floor[..., None])
-    if outputs == 1:
-        return 1 / lifted
-    # MKL's batched LU fails, or never ends, on some sizes from 150 on.
-    lifted = torch.linalg.cholesky_ex(lifted).L
     eye = torch.eye(outputs, dtype=blocks.dtype, device=blocks.device)
-    root: Tensor = torch.linalg.solve_triangular(lifted, eye, upper=False)
-    return root.mT @ root
+    # Blocks of many channels are the largest of all values: no more copies than it takes.
+    step = max(1, PART // blocks[:, 0].numel())
+    for some, own in zip(blocks.split(step, 1), floor.split(step, 1), strict=True):
+        lifted = (some + some.mT) / 2
+        lifted.diagonal(dim1=-2, dim2=-1).add_(own[..., None])
+        if outputs == 1:
+            some.copy_(1 / lifted)
+            continue
+        # MKL's batched LU fails, or never ends, on some sizes from 150 on.
+        factor = torch.linalg.cholesky_ex(lifted).L
+        root = torch.linalg.solve_triangular(factor, eye, upper=False)
+        some.copy_(root.mT @ root)
+    return blocks
