@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from types import EllipsisType
 
 import torch
 from torch import Tensor
@@ -13,6 +14,8 @@ from convfactor.conv.blocks import block_diagonal, diagonal_blocks
 from convfactor.conv.geometry import Pair
 from convfactor.conv.grid import Grid, positions
 from convfactor.conv.structure import Structure
+
+Place = tuple[EllipsisType, slice, slice]
 
 
 @dataclass(frozen=True)
@@ -192,24 +195,42 @@ class Composition:
 
     def _spread(self, kernel: Tensor, stage: int) -> Tensor:
         """Apply a stage that keeps channels apart to (batch, hidden, in, h, w)."""
-        grid, weight = self.layout.grid, self.weights[stage]
-        kernel = kernel.repeat_interleave(weight.shape[1] // kernel.shape[1], 1)
-        height, width = kernel.shape[-2:]
-        result = kernel.new_zeros(*kernel.shape[:3], *grid.spans[stage + 1])
-        for tap, (y, x) in enumerate(positions(grid.sizes[stage], grid.spacings[stage])):
-            seen = result[..., y : y + height, x : x + width]
-            seen.addcmul_(kernel, weight[:, :, tap, None, None, None])
+        kernel = kernel.repeat_interleave(self.weights[stage].shape[1] // kernel.shape[1], 1)
+        values, image, places = self._sides(kernel, stage)
+        result = kernel.new_zeros(*kernel.shape[:3], *self.layout.grid.spans[stage + 1])
+        for i, place in enumerate(places):
+            result[place].addcmul_(image, values[..., i, None, None])
         return result
 
     def _gather(self, outer: Tensor, stage: int) -> tuple[Tensor, Tensor]:
         """Transpose of ``_spread`` in the weight, and in the kernel (batch, hidden, in * h * w)."""
-        grid, weight, kernel = self.layout.grid, self.weights[stage], self._inputs[stage]
+        weight, kernel = self.weights[stage], self._inputs[stage]
         copies = weight.shape[1] // kernel.shape[1]
         read = kernel.repeat_interleave(copies, 1)
+        values, image, places = self._sides(read, stage)
+        slopes, spread = [], outer.new_zeros(*outer.shape[:3], *image.shape[3:])
+        for i, place in enumerate(places):
+            slopes.append((outer[place] * image).sum((3, 4)))
+            spread.addcmul_(outer[place], values[..., i, None, None])
+        both = torch.stack(slopes, 3), spread.flatten(3)
+        taps, pixels = both if image is read else both[::-1]
+        return taps.sum(2), pixels.unflatten(1, (-1, copies)).sum(2).flatten(2)
+
+    def _sides(self, kernel: Tensor, stage: int) -> tuple[Tensor, Tensor, list[Place]]:
+        """Tell which is larger: the taps of a stage that keeps channels apart, or what it reads.
+
+        Returns:
+            The values of the smaller one, (batch, hidden, in or 1, values), the larger one with its
+            rows and columns, and where each value puts that in the composed kernel.
+        """
+        (rows, cols), (y, x) = self.layout.grid.sizes[stage], self.layout.grid.spacings[stage]
+        taps = self.weights[stage].unflatten(2, (1, rows, cols))
         height, width = kernel.shape[-2:]
-        slopes, result = [], torch.zeros_like(read)
-        for tap, (y, x) in enumerate(positions(grid.sizes[stage], grid.spacings[stage])):
-            seen = outer[..., y : y + height, x : x + width]
-            slopes.append((seen * read).sum((2, 3, 4)))
-            result.addcmul_(seen, weight[:, :, tap, None, None, None])
-        return torch.stack(slopes, 2), result.unflatten(1, (-1, copies)).sum(2).flatten(2)
+        if rows * cols <= height * width:
+            corners = positions((rows, cols), (y, x))
+            places = [(..., slice(i, i + height), slice(j, j + width)) for i, j in corners]
+            return taps.flatten(3), kernel, places
+        corners = positions((height, width), (1, 1))
+        down, across = (rows - 1) * y + 1, (cols - 1) * x + 1
+        places = [(..., slice(i, i + down, y), slice(j, j + across, x)) for i, j in corners]
+        return kernel.flatten(3), taps, places
