@@ -74,6 +74,35 @@ def test_matrices_are_the_same_in_parts_and_in_blocks(groups: int, monkeypatch) 
     )
 
 
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_little_memory_makes_no_difference(calibrated: bool, monkeypatch) -> None:
+    stages = (
+        StageShape(6, 12, (1, 1), groups=2),
+        StageShape(12, 12, (3, 1), groups=12),
+        StageShape(12, 24, (2, 2), groups=12),
+        StageShape(24, 8, (3, 2), groups=2),
+        StageShape(8, 8, (2, 2), groups=4),
+        StageShape(8, 10, (1, 1), groups=2),
+    )
+    layout = Layout.of(Structure(stages))
+    flat = weights(layout, 4)
+    values = weights(layout, 8)[4:]
+    covariance = None
+    if calibrated:
+        size = 3 * math.prod(layout.grid.span)
+        generator = torch.Generator().manual_seed(1)
+        root = torch.randn(2, size, size, generator=generator, dtype=torch.float64)
+        covariance = root @ root.mT
+    spectrum = Spectrum(covariance, 3, layout.grid.span, torch.device("cpu"))
+
+    def applied() -> torch.Tensor:
+        return Preconditioner(Composition(layout, flat), spectrum)(values)
+
+    whole = applied()
+    monkeypatch.setattr(spectral, "PART", 64)
+    assert float((applied() - whole).norm()) < 1e-7 * float(whole.norm())  # ill-conditioned
+
+
 @pytest.mark.parametrize("stage", [1, 2])
 def test_blocks_of_single_channels_are_the_inverse_of_gauss_newton(stage: int) -> None:
     # Exact for white noise: the block of a stage with one output, and that of the last stage.

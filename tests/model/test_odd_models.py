@@ -340,6 +340,13 @@ class Mapped(Functional):
         return torch.func.vmap(lambda one: own(one, self))(x)
 
 
+@case()
+class Linearized(Functional):
+    def forward(self, x):
+        outputs, _ = torch.func.vjp(lambda one: own(one, self), x)
+        return outputs
+
+
 # Where layers and weights are held
 
 

@@ -31,19 +31,24 @@ class OutputErrors:
 
 
 class ErrorMeter:
-    """Running sums over pairs of a true output and a rewritten one."""
+    """Running sums over pairs of a true output and a rewritten one.
+
+    Attributes:
+        seen: Whether anything was added.
+    """
 
     def __init__(self, channels: int, gains: Tensor | None = None) -> None:
         """Start with nothing seen.
 
-        The sums lie where they stay: what is kept of every layer while a model runs would cut up
-        the memory that its images leave, and those of 1000 layers took 5 GB more.
+        The sums are allocated here, before a model runs: what is kept of every layer while it runs
+        cuts up the memory that its images leave, and those of 1000 layers took 5 GB more.
 
         Args:
             channels: C, those of the outputs.
             gains: (C,), what the channels of the outputs are scaled by before they are compared;
                 None for nothing.
         """
+        self.seen = False
         self._gains = gains
         self._count = 0.0
         # Of values, of their squares, and of the squares of what is wrong, by channel.
@@ -71,16 +76,12 @@ class ErrorMeter:
         self._sums += torch.stack(
             [each.sum((0, 2, 3)) for each in (exact, exact.square(), wrong)]
         ).cpu()
+        self.seen = True
         self._count += exact.numel() / exact.shape[1]
         self._worst_batch = max(self._worst_batch, worst)
         if border is not None and border.any():
             rim = wrong[..., border]
             self._border = [self._border[0] + float(rim.sum()), self._border[1] + rim.numel()]
-
-    @property
-    def seen(self) -> bool:
-        """Whether anything was added."""
-        return self._count > 0
 
     def errors(self) -> OutputErrors:
         """Finish the sums.

@@ -67,7 +67,7 @@ def _hopeless(factorizer: Factorizer) -> str:
     return f"no cascade for {name} can be solved: the cheapest {reason}"
 
 
-def needed(factorizer: Factorizer, tolerance: float, best: Factorization) -> str:
+def advice(factorizer: Factorizer, tolerance: float, best: Factorization) -> str:
     """Say what would meet the tolerance if multiplies did not matter."""
     kernel = factorizer.kernel
     text = (
@@ -81,7 +81,8 @@ def needed(factorizer: Factorizer, tolerance: float, best: Factorization) -> str
     rungs = [s for s in family.ladder(4 * kernel.macs, multiple=4) if s.macs > kernel.macs]
     rungs = [s for s in rungs if factorizer.fits(s)]
     budget = factorizer.budget.part(SHARE_OF_ADVICE * factorizer.budget.seconds)
-    ladder = Ladder(rungs, replace(factorizer, budget=budget).attempt, tolerance, budget)
+    factorizer = replace(factorizer, budget=budget, needed=draft_limit(tolerance))
+    ladder = Ladder(rungs, factorizer.attempt, tolerance, budget)
     found = ladder.cheapest()
     if found is None and budget.cut_short:
         return text

@@ -16,7 +16,7 @@ from convfactor.conv.moments import Moments
 from convfactor.conv.structure import Structure
 from convfactor.errors import ToleranceError
 from convfactor.factorization.budget import Budget
-from convfactor.factorization.cheapest import cheapest, needed
+from convfactor.factorization.cheapest import advice, cheapest
 from convfactor.factorization.factorization import Factorization
 from convfactor.factorization.factorizer import Factorizer
 from convfactor.factorization.families import full
@@ -152,7 +152,7 @@ def _answer(factorizer: Factorizer, question: Question) -> Factorization:
     if result.met or result.timed_out:
         return result
     if question.is_open:
-        return replace(result, message=needed(factorizer, tolerance, result))
+        return replace(result, message=advice(factorizer, tolerance, result))
     text = f"what was asked for has a relative error of {result.error:.3g}, above {tolerance:g}"
     return replace(result, message=text)
 

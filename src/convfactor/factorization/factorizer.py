@@ -45,7 +45,8 @@ class Factorizer:
         report: Called while a structure is solved.
         budget: Time that all solves together may take.
         scales: How much its channels count.
-        needed: Error above which a draft is of no use; 0 for none.
+        needed: Error above which a draft is of no use; 0 for none. With ``preserve_dc``, whose
+            metric is another, it does not count.
     """
 
     weight: Tensor
@@ -141,7 +142,7 @@ class Factorizer:
             seed=self.seed,
             ridge=self.ridge,
             effort=effort,
-            needed=self.needed if effort == "draft" else 0.0,
+            needed=self.needed if effort == "draft" and not self.preserve_dc else 0.0,
             progress=lambda share, error: self.report(structure, share, error),
             budget=self.budget,
         )

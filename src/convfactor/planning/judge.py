@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 from convfactor.conv.accuracy import ErrorMeter
 from convfactor.conv.layer import CascadeConv2d
@@ -44,9 +44,9 @@ class Probe(CascadeConv2d):
         """Run the original convolution, and the cascade beside it."""
         true = super().convolve(input, bias)
         self.calls += 1
-        with contextlib.suppress(RuntimeError):  # transforms of torch.func let no value be read
-            if true.numel():
-                self.meter.add(true, self.fast.convolve(input, bias))
+        # Transforms of torch.func let no value be read.
+        if true.numel() and not is_functorch_wrapped_tensor(true):
+            self.meter.add(true, self.fast.convolve(input, bias))
         return true
 
 
@@ -173,8 +173,9 @@ class Judge:
             return self._blame(fault), {}
         if missing is not None:
             return "the forward reaches the layer past the module that it is registered in", {}
+        planned = {i: chosen.entries[i].decision.error or 0.0 for i in chosen.replaced}
         found = {i: meter.errors().pooled for i, meter in meters.items() if meter.seen}
-        return None, dict.fromkeys(chosen.replaced, 0.0) | found
+        return None, planned | found
 
     def _blame(self, fault: str) -> str:
         """Say why two models differ that should not."""

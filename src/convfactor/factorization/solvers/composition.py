@@ -15,7 +15,7 @@ from convfactor.conv.geometry import Pair
 from convfactor.conv.grid import Grid, positions
 from convfactor.conv.structure import Structure
 
-Place = tuple[EllipsisType, slice, slice]
+_Place = tuple[EllipsisType, slice, slice]
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,7 @@ class Composition:
     def _spread(self, kernel: Tensor, stage: int) -> Tensor:
         """Apply a stage that keeps channels apart to (batch, hidden, in, h, w)."""
         kernel = kernel.repeat_interleave(self.weights[stage].shape[1] // kernel.shape[1], 1)
-        values, image, places = self._sides(kernel, stage)
+        values, image, places, _ = self._sides(kernel, stage)
         result = kernel.new_zeros(*kernel.shape[:3], *self.layout.grid.spans[stage + 1])
         for i, place in enumerate(places):
             result[place].addcmul_(image, values[..., i, None, None])
@@ -207,21 +207,22 @@ class Composition:
         weight, kernel = self.weights[stage], self._inputs[stage]
         copies = weight.shape[1] // kernel.shape[1]
         read = kernel.repeat_interleave(copies, 1)
-        values, image, places = self._sides(read, stage)
-        slopes, spread = [], outer.new_zeros(*outer.shape[:3], *image.shape[3:])
+        values, image, places, by_taps = self._sides(read, stage)
+        of_values, of_image = [], outer.new_zeros(*outer.shape[:3], *image.shape[3:])
         for i, place in enumerate(places):
-            slopes.append((outer[place] * image).sum((3, 4)))
-            spread.addcmul_(outer[place], values[..., i, None, None])
-        both = torch.stack(slopes, 3), spread.flatten(3)
-        taps, pixels = both if image is read else both[::-1]
+            of_values.append((outer[place] * image).sum((3, 4)))
+            of_image.addcmul_(outer[place], values[..., i, None, None])
+        both = torch.stack(of_values, 3), of_image.flatten(3)
+        taps, pixels = both if by_taps else both[::-1]
         return taps.sum(2), pixels.unflatten(1, (-1, copies)).sum(2).flatten(2)
 
-    def _sides(self, kernel: Tensor, stage: int) -> tuple[Tensor, Tensor, list[Place]]:
+    def _sides(self, kernel: Tensor, stage: int) -> tuple[Tensor, Tensor, list[_Place], bool]:
         """Tell which is larger: the taps of a stage that keeps channels apart, or what it reads.
 
         Returns:
             The values of the smaller one, (batch, hidden, in or 1, values), the larger one with its
-            rows and columns, and where each value puts that in the composed kernel.
+            rows and columns, where each value puts that in the composed kernel, and whether the
+            values are the taps.
         """
         (rows, cols), (y, x) = self.layout.grid.sizes[stage], self.layout.grid.spacings[stage]
         taps = self.weights[stage].unflatten(2, (1, rows, cols))
@@ -229,8 +230,8 @@ class Composition:
         if rows * cols <= height * width:
             corners = positions((rows, cols), (y, x))
             places = [(..., slice(i, i + height), slice(j, j + width)) for i, j in corners]
-            return taps.flatten(3), kernel, places
+            return taps.flatten(3), kernel, places, True
         corners = positions((height, width), (1, 1))
         down, across = (rows - 1) * y + 1, (cols - 1) * x + 1
         places = [(..., slice(i, i + down, y), slice(j, j + across, x)) for i, j in corners]
-        return kernel.flatten(3), taps, places
+        return kernel.flatten(3), taps, places, False

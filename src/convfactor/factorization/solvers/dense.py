@@ -149,7 +149,7 @@ def _descend(descent: Descent, trial: int, limits: _Limits, request: Request) ->
     """Descend from several starts, after a trial only from each group's best."""
     groups = descent.groups
     history: list[Tensor] = []
-    least: list[float] = []
+    path: list[float] = []
     needed = request.needed if limits.most <= limits.least else 0.0
     exact = max(_EXACT, min(request.problem.rounding, _SINGLE) ** 2)
     for iteration in range(limits.most):
@@ -168,25 +168,26 @@ def _descend(descent: Descent, trial: int, limits: _Limits, request: Request) ->
         settled = now > (1 - limits.settled) * earlier
         if iteration >= _SOONEST and len(history) > limits.window and bool(settled.all()):
             break
-        least.append(float(descent.loss.amin()))
-        if needed and _hopeless(least, limits.most, needed):
-            break
+        if needed:
+            path.append(float(descent.loss.amin()))
+            if _out_of_reach(path, limits.most, needed):
+                break
     return descent.flat[_best(descent.loss, groups)]
 
 
-def _hopeless(least: Sequence[float], most: int, needed: float) -> bool:
+def _out_of_reach(path: Sequence[float], most: int, needed: float) -> bool:
     """Whether a search is far above the error that is needed and comes down too slowly.
 
     Args:
-        least: Squared error of the best group after each iteration.
+        path: Squared error of the best group after each iteration.
         most: Iterations allowed.
         needed: Relative error.
     """
-    count, now = len(least), least[-1]
-    if count < _TOLD or now < (_FAR * needed) ** 2:
+    count, now = len(path), path[-1]
+    if count < _TOLD or now <= (_FAR * needed) ** 2:
         return False
     half = count // 2
-    fall = math.log(least[half] / now) / (count - 1 - half)
+    fall = math.log(path[half] / now) / (count - 1 - half)
     return now * math.exp(-_FASTER * fall * (most - count)) > needed**2
 
 

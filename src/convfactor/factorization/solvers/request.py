@@ -30,7 +30,8 @@ class Request:
             composed kernel near the target where the covariance does not say.
         effort: "draft" for an answer good enough to search with, "full" for the best one.
         needed: Relative error above which an answer is of no use: a search that may take few steps,
-            is far above it and comes down too slowly, ends. 0 for the best answer whatever it is.
+            is far above it and comes down too slowly, ends; the dense solver heeds it. 0 for the
+            best answer whatever it is.
         progress: Called with the share of the work done and the relative error reached.
         budget: Time to stop after, with the best so far.
     """

@@ -92,31 +92,33 @@ def _stages(structure: Structure, window: Pair, dense_metric: bool) -> tuple[flo
     first = structure.stages[0].in_channels // groups
     last = structure.stages[-1].out_channels // groups
     frequencies = 1.0 * (2 * height - 1) * width
-    kept = passing = moved = work = 0.0
+    kept = passing = parts = moved = work = 0.0
     spacings = structure.grid.spacings
     for index, (stage, (y, x)) in enumerate(zip(structure.stages, spacings, strict=True)):
         inputs, outputs = stage.in_channels // groups, stage.out_channels // groups
         rows, cols = stage.kernel_size
         apart = stage.groups // groups
+        shares = index > 0 and stage.groups == stage.in_channels == stage.out_channels
         height -= (rows - 1) * y
         width -= (cols - 1) * x
         if apart == 1:
             lifted = 1.0 * last * height * width * inputs * rows * cols
             work += 4 * lifted * outputs
-            end = index == len(spacings) - 1 or (index == 0 and not dense_metric)
-            alike = end and (rows, cols) == (1, 1)
-            spectra = (1.0 if alike else frequencies) * (inputs * outputs + outputs**2)
         else:
             lifted = 4.0 * outputs * first * math.prod(window)
-            spectra = frequencies * outputs
+        ends = index == len(spacings) - 1
+        alike = (rows, cols) == (1, 1) and (ends or (index == 0 and not dense_metric))
+        spectra = 1.0 * outputs if shares else 1.0 * inputs * outputs + outputs**2
+        spectra *= 1 if alike else frequencies
+        parts = max(parts, groups * frequencies * max(outputs**2, inputs * rows * cols))
         if index == 0 and not dense_metric:
             inputs = 1  # all channels of white noise are alike
         read = max(1, inputs // apart) * rows * cols
         strengths = 1.0 * frequencies * read
-        inverses = 1.0 * read * outputs**2 / apart
+        inverses = 0.0 if ends else 1.0 * read * outputs**2 / apart
         kept += 2 * spectra + strengths + inverses + apart * read**2
         passing = max(passing, 4 * (lifted + spectra) + 3 * apart * read**2)
         moved += 4 * (lifted + spectra + strengths * max(1, inputs // apart)) + 3 * inverses
         work += (4.0 * read**3 + 0.4 * read * (outputs / apart) ** 3) * apart
-    held = kept + passing + 8 * PART
-    return groups * held, groups * moved, groups * work
+    held = groups * (kept + passing) + 8 * min(parts, PART)
+    return held, groups * moved, groups * work

@@ -15,7 +15,7 @@ from convfactor.conv.geometry import Pair
 from convfactor.factorization.solvers.composition import Composition, Layout
 
 _FLOOR = 1e-9
-# Complex values made at a time where all frequencies together would take much memory.
+# Values made at a time where those of all frequencies, or of all blocks, would take much memory.
 PART = 1 << 22
 
 
@@ -182,8 +182,9 @@ class Gain:
             behind = values if seen is None else seen.whole() @ values
             return Hermitian(values.mH @ behind)
         if seen is None:
-            eye = torch.eye(values.shape[-1], dtype=values.dtype, device=values.device)
-            seen = Hermitian(eye.expand(len(values), 1, -1, -1))
+            own = (values * values.conj()).real.unflatten(-1, (-1, self.copies)).sum(-1)
+            eye = torch.eye(own.shape[-1], dtype=values.dtype, device=values.device)
+            return Hermitian(eye.expand(len(values), 1, -1, -1), own.sqrt().to(values.dtype))
         seen = seen.scaled(values.conj())
         if self.copies == 1:
             return seen
