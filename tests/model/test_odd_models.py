@@ -22,7 +22,7 @@ from torch.fx.immutable_collections import immutable_dict
 from torch.nn.utils import parametrizations, prune
 from torch.utils.checkpoint import checkpoint
 
-import convfactor
+import convfactor.planning.optimization  # its first import, of rich, draws random numbers
 from convfactor.model.copies import copied
 from convfactor.model.outputs import structural_difference
 from convfactor.model.trees import leaves
