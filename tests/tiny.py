@@ -9,7 +9,20 @@ import torch
 from torch import Tensor, nn
 
 from convfactor import Cascade
+from convfactor.conv.geometry import Pair
 from convfactor.conv.structure import StageShape, Structure
+
+
+def structure(*stages: tuple[Any, ...]) -> Structure:
+    """A structure of stages, each as the arguments of ``StageShape``."""
+    return Structure(tuple(StageShape(*stage) for stage in stages))
+
+
+def apart(
+    channels: int, size: Pair, outputs: int = 0, dilation: Pair = (1, 1), groups: int = 0
+) -> tuple[Any, ...]:
+    """A stage that keeps its channels, or some groups of them, apart."""
+    return channels, outputs or channels, size, (1, 1), dilation, groups or channels
 
 
 def kernel(

@@ -36,7 +36,7 @@ class Solver:
         self.errors = {"draft": draft, "full": full}
         self.asked: list[tuple[int, str, int]] = []
 
-    def __call__(self, structure, effort, starts):
+    def __call__(self, structure, effort, starts, needed):
         rung = RUNGS.index(structure)
         self.asked.append((rung, effort, len(starts)))
         return Answer(structure, effort, self.errors[effort][rung])
@@ -137,7 +137,7 @@ def test_nothing_wider_is_taken_once_the_time_is_up():
 def test_exact_answers_are_not_widened():
     chains = next(full(ConvGeometry(4, 4, (7, 7), groups=4))).ladder(4 * 49)
 
-    def solve(structure, effort, starts):
+    def solve(structure, effort, starts, needed):
         return Answer(structure, effort, 1e-7, exact=True)
 
     met = Ladder(chains, solve, 1e-3)
@@ -152,7 +152,7 @@ def test_more_effort_is_not_spent_on_an_exact_chain():
     rung = next(full(ConvGeometry(3, 3, (5, 5), groups=3))).structure((3,))
     asked = []
 
-    def solve(structure, effort, starts):
+    def solve(structure, effort, starts, needed):
         asked.append(effort)
         return Answer(structure, effort, 1e-8, exact=True)
 
@@ -168,7 +168,7 @@ def test_a_used_up_budget_leaves_what_was_solved(tolerance, rung):
     budget = Budget(1, iter([0.0, *[5.0] * 100]).__next__)
     asked = []
 
-    def solve(structure, effort, starts):
+    def solve(structure, effort, starts, needed):
         asked.append(structure)
         return Answer(structure, effort, 0.5)
 
@@ -180,3 +180,17 @@ def test_a_used_up_budget_leaves_what_was_solved(tolerance, rung):
         assert ladder.finished() is found
     assert ladder.widest() is ladder.nearest
     assert budget.cut_short
+
+
+@pytest.mark.parametrize(("tolerance", "limit"), [(0.5, 0.625), (1e-3, 0.0)])
+def test_drafts_are_told_above_which_error_they_are_of_no_use(tolerance, limit):
+    told = set()
+
+    def solve(structure, effort, starts, needed):
+        told.add((effort, needed))
+        return Answer(structure, effort, 0.9 * tolerance)
+
+    ladder = Ladder(RUNGS, solve, tolerance)
+    assert ladder.cheapest() is not None
+    ladder.finished()
+    assert told == {("draft", limit), ("full", 0.0)}

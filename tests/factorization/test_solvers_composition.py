@@ -4,19 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tiny import apart, structure
 
 from convfactor.conv.cascade import Cascade
-from convfactor.conv.structure import StageShape, Structure
+from convfactor.conv.structure import Structure
 from convfactor.factorization.solvers.composition import Composition, Layout
-
-
-def structure(*stages: tuple) -> Structure:
-    return Structure(tuple(StageShape(*stage) for stage in stages))
-
-
-def apart(channels: int, size: tuple[int, int], outputs: int = 0, dilation=(1, 1)) -> tuple:
-    return (channels, outputs or channels, size, (1, 1), dilation, channels)
-
 
 STRUCTURES = [
     structure((4, 3, (3, 2)), (3, 5, (2, 3)), (5, 2, (3, 3))),

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tiny import apart, structure
 
 from convfactor.conv.geometry import ConvGeometry
-from convfactor.conv.structure import StageShape, Structure
 from convfactor.factorization.budget import Budget
 from convfactor.factorization.factorizer import Factorizer
 from convfactor.factorization.families import full, separable_pair
@@ -29,14 +29,6 @@ def test_more_of_anything_takes_more():
         assert larger.seconds > plain.seconds
 
 
-def structure(*stages):
-    return Structure(tuple(StageShape(*stage) for stage in stages))
-
-
-def apart(channels, size, outputs=0, groups=0):
-    return (channels, outputs or channels, size, (1, 1), (1, 1), groups or channels)
-
-
 @pytest.mark.parametrize(
     "stages",
     [
@@ -45,7 +37,7 @@ def apart(channels, size, outputs=0, groups=0):
         structure((8, 48, (1, 1)), apart(48, (11, 11)), (48, 8, (1, 1))),
         structure((8, 48, (1, 1)), apart(48, (9, 1)), apart(48, (1, 9)), (48, 8, (1, 1))),
         structure((8, 24, (1, 1)), apart(24, (7, 7), 48), (48, 8, (1, 1))),
-        structure((8, 48, (1, 1)), apart(48, (7, 7), 48, 6), (48, 8, (1, 1))),
+        structure((8, 48, (1, 1)), apart(48, (7, 7), groups=6), (48, 8, (1, 1))),
         structure((48, 24, (1, 1)), (24, 24, (5, 5)), (24, 48, (1, 1))),
     ],
     ids=str,

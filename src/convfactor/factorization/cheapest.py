@@ -9,7 +9,7 @@ from convfactor.factorization.factorization import Factorization
 from convfactor.factorization.factorizer import Factorizer
 from convfactor.factorization.families import families, full
 from convfactor.factorization.question import size_name
-from convfactor.factorization.search import DRAFT_SLACK, Ladder, draft_limit
+from convfactor.factorization.search import DRAFT_SLACK, Ladder
 
 # Of the time limit, for finding out what would have met the tolerance.
 SHARE_OF_ADVICE = 0.2
@@ -19,7 +19,6 @@ OUT_OF_REACH = 2.0
 
 def cheapest(factorizer: Factorizer, tolerance: float) -> Factorization:
     """The cascade of fewest multiplies that meets the tolerance, or the best cheaper one."""
-    factorizer = replace(factorizer, needed=draft_limit(tolerance))
     macs, budget = factorizer.kernel.macs, factorizer.budget
     best: Ladder[Structure, Factorization] | None = None
     missed: list[tuple[Factorization, Ladder[Structure, Factorization]]] = []
@@ -81,8 +80,7 @@ def advice(factorizer: Factorizer, tolerance: float, best: Factorization) -> str
     rungs = [s for s in family.ladder(4 * kernel.macs, multiple=4) if s.macs > kernel.macs]
     rungs = [s for s in rungs if factorizer.fits(s)]
     budget = factorizer.budget.part(SHARE_OF_ADVICE * factorizer.budget.seconds)
-    factorizer = replace(factorizer, budget=budget, needed=draft_limit(tolerance))
-    ladder = Ladder(rungs, factorizer.attempt, tolerance, budget)
+    ladder = Ladder(rungs, replace(factorizer, budget=budget).attempt, tolerance, budget)
     found = ladder.cheapest()
     if found is None and budget.cut_short:
         return text

@@ -45,8 +45,6 @@ class Factorizer:
         report: Called while a structure is solved.
         budget: Time that all solves together may take.
         scales: How much its channels count.
-        needed: Error above which a draft is of no use; 0 for none. With ``preserve_dc``, whose
-            metric is another, it does not count.
     """
 
     weight: Tensor
@@ -58,7 +56,6 @@ class Factorizer:
     report: Report = silent
     budget: Budget = field(default_factory=Budget)
     scales: Scales = field(default_factory=Scales)
-    needed: float = 0.0
 
     def problem(self, structure: Structure) -> Problem:
         """The problem on the smallest window that holds the kernel and the structure."""
@@ -122,15 +119,23 @@ class Factorizer:
         )
 
     def attempt(
-        self, structure: Structure, effort: Effort = "full", starts: Sequence[Cascade] = ()
+        self,
+        structure: Structure,
+        effort: Effort = "full",
+        starts: Sequence[Cascade] = (),
+        needed: float = 0.0,
     ) -> Factorization:
         """Solve for one of several structures, leaving time for the others."""
         seconds = max(SECONDS_PER_STAGE * len(structure.stages), self.budget.left / 2)
         own = replace(self, budget=self.budget.part(seconds))
-        return own.solve(structure, effort, starts)
+        return own.solve(structure, effort, starts, needed)
 
     def solve(
-        self, structure: Structure, effort: Effort = "full", starts: Sequence[Cascade] = ()
+        self,
+        structure: Structure,
+        effort: Effort = "full",
+        starts: Sequence[Cascade] = (),
+        needed: float = 0.0,
     ) -> Factorization:
         """Solve for a structure, round, and measure what came out."""
         problem = self.problem(structure)
@@ -142,7 +147,7 @@ class Factorizer:
             seed=self.seed,
             ridge=self.ridge,
             effort=effort,
-            needed=self.needed if effort == "draft" and not self.preserve_dc else 0.0,
+            needed=0.0 if self.preserve_dc else needed,  # of another metric
             progress=lambda share, error: self.report(structure, share, error),
             budget=self.budget,
         )

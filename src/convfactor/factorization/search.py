@@ -14,14 +14,6 @@ DRAFT_SLACK = 1.25
 EXACT = 1e-3
 
 
-def draft_limit(tolerance: float) -> float:
-    """Error above which a draft tells no more than that it misses a tolerance; 0 for none.
-
-    On the way to an exact answer, a search may stay far off for long.
-    """
-    return DRAFT_SLACK * tolerance if tolerance > EXACT else 0.0
-
-
 class Attempt(Protocol):
     """The outcome of one solve as far as a search needs it."""
 
@@ -52,7 +44,7 @@ class Rung(Protocol):
 
 A = TypeVar("A", bound=Attempt)
 R = TypeVar("R", bound=Rung)
-Solve = Callable[[R, Effort, Sequence[Cascade]], A]
+Solve = Callable[[R, Effort, Sequence[Cascade], float], A]
 
 
 class Ladder(Generic[R, A]):
@@ -73,13 +65,16 @@ class Ladder(Generic[R, A]):
 
         Args:
             rungs: Structures, each wider than the one before.
-            solve: Solves one structure with an effort, from starts.
+            solve: Solves one structure with an effort, from starts; the last argument is the error
+                above which the answer is of no use, 0 for none.
             tolerance: Error that a solution may have.
             budget: Time after which no further solve begins but the first; None for no end.
         """
         self._rungs = rungs
         self._solve = solve
         self._tolerance = tolerance
+        # On the way to an exact answer, a draft may stay far off for long.
+        self._needed = DRAFT_SLACK * tolerance if tolerance > EXACT else 0.0
         self._budget = Budget() if budget is None else budget
         self._solved: dict[tuple[int, Effort], A] = {}
         self._found: int | None = None
@@ -215,5 +210,6 @@ class Ladder(Generic[R, A]):
                 return self._solved[rung, known]
         narrower = [key for key in self._solved if key[0] <= rung]
         starts = [self._solved[max(narrower)].cascade] if narrower else []
-        self._solved[rung, effort] = self._solve(self._rungs[rung], effort, starts)
+        needed = self._needed if effort == "draft" else 0.0
+        self._solved[rung, effort] = self._solve(self._rungs[rung], effort, starts, needed)
         return self._solved[rung, effort]

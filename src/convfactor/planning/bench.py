@@ -88,9 +88,12 @@ class Bench:
                 for x in batch
             ]
 
-    def solve(self, candidate: Candidate, effort: Effort, starts: Sequence[Cascade]) -> Trial:
+    def solve(
+        self, candidate: Candidate, effort: Effort, starts: Sequence[Cascade], needed: float
+    ) -> Trial:
         """Solve, round to the layer's dtype, and measure on full outputs."""
-        return self.measured(candidate, self._factorizer.attempt(candidate.taps, effort, starts))
+        found = self._factorizer.attempt(candidate.taps, effort, starts, needed)
+        return self.measured(candidate, found)
 
     def measured(self, candidate: Candidate, factorization: Factorization) -> Trial:
         """Measure a solution on full outputs."""

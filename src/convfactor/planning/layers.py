@@ -10,7 +10,7 @@ from convfactor.conv.geometry import Pair
 from convfactor.factorization.budget import Budget
 from convfactor.factorization.factorizer import Factorizer, Report
 from convfactor.factorization.families import Family
-from convfactor.factorization.search import Ladder, draft_limit
+from convfactor.factorization.search import Ladder
 from convfactor.latency import Clock, compare
 from convfactor.model.reasons import Reason
 from convfactor.model.sites import Site
@@ -158,13 +158,7 @@ class Layer:
         hopeless = self.hopeless(data)
         if hopeless is not None:
             return hopeless
-        tolerance = self.settings.layer_tolerance
-        factorizer = replace(
-            self.factorizer(data),
-            report=report,
-            budget=Budget(LAYER_SECONDS),
-            needed=draft_limit(tolerance),
-        )
+        factorizer = replace(self.factorizer(data), report=report, budget=Budget(LAYER_SECONDS))
         bench = self.bench(factorizer, data)
         found: list[Ladder[Candidate, Trial]] = []
         fastest = math.inf
@@ -173,7 +167,7 @@ class Layer:
             limit = min(self.bar, fastest * CLEARLY_FASTER)
             solvable = [one for one in within if factorizer.fits(one.taps)]
             rungs = self._affordable(solvable, limit)
-            ladder = Ladder(rungs, bench.solve, tolerance, factorizer.budget)
+            ladder = Ladder(rungs, bench.solve, self.settings.layer_tolerance, factorizer.budget)
             trial = ladder.cheapest()
             if trial is not None:
                 found.append(ladder)

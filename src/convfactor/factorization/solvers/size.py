@@ -113,12 +113,13 @@ def _stages(structure: Structure, window: Pair, dense_metric: bool) -> tuple[flo
         parts = max(parts, groups * frequencies * max(outputs**2, inputs * rows * cols))
         if index == 0 and not dense_metric:
             inputs = 1  # all channels of white noise are alike
-        read = max(1, inputs // apart) * rows * cols
+        inputs = max(1, inputs // apart)
+        read = inputs * rows * cols
         strengths = 1.0 * frequencies * read
         inverses = 0.0 if ends else 1.0 * read * outputs**2 / apart
         kept += 2 * spectra + strengths + inverses + apart * read**2
         passing = max(passing, 4 * (lifted + spectra) + 3 * apart * read**2)
-        moved += 4 * (lifted + spectra + strengths * max(1, inputs // apart)) + 3 * inverses
+        moved += 4 * (lifted + spectra + strengths * inputs) + 3 * inverses
         work += (4.0 * read**3 + 0.4 * read * (outputs / apart) ** 3) * apart
     held = groups * (kept + passing) + 8 * min(parts, PART)
     return held, groups * moved, groups * work
